@@ -1,0 +1,1 @@
+//! The role on a server whose disks are replicated.

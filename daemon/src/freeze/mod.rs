@@ -1,0 +1,1 @@
+//! Making a checkpoint a point in time.

@@ -1,0 +1,22 @@
+//! blxrep: live replication of disks over the network.
+//!
+//! The path of data, in the order of the modules: [`tracker`] says which blocks changed, [`bitmap`] holds them,
+//! [`reader`] reads and hashes them, [`wire`] carries them, [`store`] keeps them, [`checkpoint`] names what can be
+//! brought back and [`restore`] brings it back. [`freeze`] makes a checkpoint a point in time. [`agent`] and
+//! [`dispatcher`] are the two roles built from these parts.
+
+pub mod agent;
+pub mod bitmap;
+pub mod checkpoint;
+pub mod config;
+pub mod dispatcher;
+pub mod freeze;
+pub mod geometry;
+pub mod hash;
+pub mod ids;
+pub mod reader;
+pub mod restore;
+pub mod run;
+pub mod store;
+pub mod tracker;
+pub mod wire;

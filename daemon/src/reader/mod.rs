@@ -1,0 +1,1 @@
+//! Reading blocks of a disk.

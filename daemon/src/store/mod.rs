@@ -1,0 +1,2 @@
+//! What the dispatcher keeps.
+pub mod files;
