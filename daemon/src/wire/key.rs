@@ -1,0 +1,303 @@
+//! Agents' keys: one line for the agent, one hash for the dispatcher.
+//!
+//! A key is 256 random bits, so one plain hash protects it: there is nothing to guess. The line in an agent's
+//! `key-file` is `blxrep1:<agent>:<secret>:<fingerprint>`, secret and fingerprint (SHA-256 of the dispatcher's
+//! certificate) in hexadecimal. A line of the dispatcher's `agents-file` is `<agent> blake3:<hash of the secret>`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use subtle::ConstantTimeEq;
+
+use super::tls::Fingerprint;
+use crate::ids::AgentId;
+
+const KEY_MAX_BYTES: u64 = 4096;
+const AGENTS_MAX_BYTES: u64 = 16 << 20;
+
+/// A key or agents file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file cannot be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is no key.
+    #[error("{0} does not hold a key: put the one line there that 'blxrep enroll' printed")]
+    NoKey(PathBuf),
+    /// Others may read the key.
+    #[error("{path} may be read by others (mode {mode:03o}): chmod 600 it")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A line of the agents file is not one.
+    #[error("{path}, line {line}: expected '<agent> blake3:<64 hexadecimal digits>'")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+    },
+    /// The agent is there already.
+    #[error("{path} holds agent {agent} already: remove its line first if its key is to be replaced")]
+    Enrolled {
+        /// The file.
+        path: PathBuf,
+        /// The agent.
+        agent: AgentId,
+    },
+    /// No random numbers.
+    #[error("the kernel gives no random numbers: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// An agent's secret. Never printed but by [`AgentKey`]'s line.
+#[derive(Clone)]
+pub struct Secret([u8; 32]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+impl Secret {
+    /// The secret as 64 hexadecimal digits, for the `Authorization` header.
+    pub fn to_hex(&self) -> String {
+        hex(&self.0)
+    }
+
+    /// Reads 64 hexadecimal digits.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        unhex(text).map(Self)
+    }
+}
+
+/// What an agent's `key-file` holds.
+#[derive(Debug, Clone)]
+pub struct AgentKey {
+    /// Whose key it is.
+    pub agent: AgentId,
+    /// The secret.
+    pub secret: Secret,
+    /// The dispatcher's certificate.
+    pub fingerprint: Fingerprint,
+}
+
+impl AgentKey {
+    /// A new random key.
+    ///
+    /// # Errors
+    /// When the kernel gives no random numbers.
+    pub fn generate(agent: AgentId, fingerprint: Fingerprint) -> Result<Self, KeyError> {
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret)?;
+        Ok(Self { agent, secret: Secret(secret), fingerprint })
+    }
+
+    /// The line for the agent's `key-file`.
+    pub fn to_line(&self) -> String {
+        format!("blxrep1:{}:{}:{}", self.agent, self.secret.to_hex(), self.fingerprint)
+    }
+
+    /// Reads a line made by [`Self::to_line`].
+    pub fn from_line(line: &str) -> Option<Self> {
+        let mut parts = line.trim().split(':');
+        let (version, agent, secret) = (parts.next()?, parts.next()?, parts.next()?);
+        let fingerprint = parts.next()?;
+        if version != "blxrep1" || parts.next().is_some() {
+            return None;
+        }
+        Some(Self {
+            agent: agent.parse().ok()?,
+            secret: Secret::from_hex(secret)?,
+            fingerprint: Fingerprint(unhex(fingerprint)?),
+        })
+    }
+
+    /// Reads a key file, which nobody but its owner (and group) may read.
+    ///
+    /// # Errors
+    /// When it cannot be read, others may read it, or it holds no key.
+    pub fn load(path: &Path) -> Result<Self, KeyError> {
+        let file_error = |source| KeyError::File { path: path.to_owned(), source };
+        let mode = fs::metadata(path).map_err(file_error)?.permissions().mode() & 0o777;
+        if mode & 0o007 != 0 {
+            return Err(KeyError::Open { path: path.to_owned(), mode });
+        }
+        let text = read_bounded(path, KEY_MAX_BYTES).map_err(file_error)?;
+        Self::from_line(&text).ok_or_else(|| KeyError::NoKey(path.to_owned()))
+    }
+}
+
+/// The agents a dispatcher knows.
+#[derive(Debug, Clone, Default)]
+pub struct Agents(HashMap<AgentId, [u8; 32]>);
+
+impl Agents {
+    /// Reads an agents file; one that is not there holds no agents.
+    ///
+    /// # Errors
+    /// When it cannot be read, or a line is malformed (then no line counts).
+    pub fn load(path: &Path) -> Result<Self, KeyError> {
+        let text = match read_bounded(path, AGENTS_MAX_BYTES) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(source) => return Err(KeyError::File { path: path.to_owned(), source }),
+        };
+        Self::parse(&text).map_err(|line| KeyError::Line { path: path.to_owned(), line })
+    }
+
+    fn parse(text: &str) -> Result<Self, usize> {
+        let mut agents = HashMap::new();
+        for (line, number) in text.lines().zip(1usize..) {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let (agent, hash) = line.split_once(' ').ok_or(number)?;
+            let hash = hash.trim().strip_prefix("blake3:").and_then(unhex).ok_or(number)?;
+            agents.insert(agent.parse().map_err(|_| number)?, hash);
+        }
+        Ok(Self(agents))
+    }
+
+    /// Whether the agent is known.
+    pub fn contains(&self, agent: &AgentId) -> bool {
+        self.0.contains_key(agent)
+    }
+
+    /// Whether this is the agent's secret. Takes the same time for a wrong secret and an unknown agent.
+    pub fn accepts(&self, agent: &AgentId, secret: &Secret) -> bool {
+        let given = hash_secret(secret);
+        let expected = self.0.get(agent).copied().unwrap_or([0; 32]);
+        bool::from(given.ct_eq(&expected)) && self.contains(agent)
+    }
+}
+
+/// Adds an agent to the agents file, so that a reader sees the old file or the new one.
+///
+/// # Errors
+/// When the agent is there already, a line of the file is malformed, or it cannot be written.
+pub fn enroll(agents_file: &Path, key: &AgentKey) -> Result<(), KeyError> {
+    if Agents::load(agents_file)?.contains(&key.agent) {
+        return Err(KeyError::Enrolled { path: agents_file.to_owned(), agent: key.agent.clone() });
+    }
+    let write = || -> io::Result<()> {
+        let mut text = match read_bounded(agents_file, AGENTS_MAX_BYTES) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+            other => other?,
+        };
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text.push_str(&format!("{} blake3:{}\n", key.agent, hex(&hash_secret(&key.secret))));
+        write_private(agents_file, text.as_bytes())
+    };
+    write().map_err(|source| KeyError::File { path: agents_file.to_owned(), source })
+}
+
+/// Replaces a file whole, readable by its owner and group only.
+///
+/// # Errors
+/// What the file system says; the old file is then still there.
+pub(crate) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let temporary = path.with_file_name(name);
+    let _ = fs::remove_file(&temporary);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&temporary)?;
+    let done = file.write_all(content).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path));
+    if done.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    done
+}
+
+fn read_bounded(path: &Path, max: u64) -> io::Result<String> {
+    use std::io::Read;
+    let mut text = String::new();
+    fs::File::open(path)?.take(max + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > max { Err(io::Error::from(io::ErrorKind::FileTooLarge)) } else { Ok(text) }
+}
+
+fn hash_secret(secret: &Secret) -> [u8; 32] {
+    blake3::derive_key("blxrep agent secret v1", &secret.0)
+}
+
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    use fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, b| {
+        let _ = write!(out, "{b:02x}");
+        out
+    })
+}
+
+/// Exactly `N` bytes from hexadecimal digits.
+pub fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.as_bytes();
+    if digits.len() != N * 2 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    let mut out = [0; N];
+    for (byte, pair) in out.iter_mut().zip(digits.chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(agent: &str) -> AgentKey {
+        AgentKey::generate(agent.parse().unwrap(), Fingerprint([3; 32])).unwrap()
+    }
+
+    #[test]
+    fn only_the_enrolled_secret_of_the_enrolled_agent_is_accepted() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("agents");
+        let (one, ten) = (key("agent1"), key("agent10"));
+        enroll(&file, &one).unwrap();
+        enroll(&file, &ten).unwrap();
+        assert!(matches!(enroll(&file, &one), Err(KeyError::Enrolled { .. })));
+        let agents = Agents::load(&file).unwrap();
+        assert!(agents.accepts(&one.agent, &one.secret) && agents.accepts(&ten.agent, &ten.secret));
+        assert!(!agents.accepts(&one.agent, &ten.secret));
+        assert!(!agents.accepts(&"agent2".parse().unwrap(), &one.secret));
+        assert!(!fs::read_to_string(&file).unwrap().contains(&one.secret.to_hex()), "only a hash is kept");
+        assert!(!format!("{one:?}").contains(&one.secret.to_hex()), "a secret is never printed");
+    }
+
+    #[test]
+    fn a_key_file_is_private_and_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        fs::write(&file, key("a").to_line()).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(matches!(AgentKey::load(&file), Err(KeyError::Open { .. })));
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(AgentKey::load(&file).unwrap().agent.as_str(), "a");
+        fs::write(&file, "blxrep1:a:00").unwrap();
+        assert!(matches!(AgentKey::load(&file), Err(KeyError::NoKey(_))));
+    }
+
+    #[test]
+    fn a_malformed_line_is_named() {
+        assert_eq!(Agents::parse("# x\n\na blake3:12\n").unwrap_err(), 3);
+        assert_eq!(Agents::parse("../x blake3:00\n").unwrap_err(), 1);
+    }
+}

@@ -1,0 +1,224 @@
+//! The messages.
+//!
+//! Encoded with postcard 1 (<https://postcard.jamesmunns.com/wire-format>): fields in the order written here,
+//! integers as LEB128 varints, enums by the index of their variant. A change of any type here is a change of
+//! [`super::PROTOCOL_VERSION`].
+//!
+//! No message lets an agent delete or change what is stored, or name anything of another agent: what a message
+//! speaks of is always the disk its connection was opened for.
+
+use serde::{Deserialize, Serialize};
+
+use crate::bitmap::Extent;
+use crate::checkpoint::Consistency;
+use crate::geometry::Geometry;
+use crate::hash::{BlockHash, GroupDigest};
+use crate::ids::{CheckpointId, DiskId, Epoch};
+use crate::tracker::{Claim, Gap};
+
+/// The most extents in one [`DiskUp::Changed`].
+pub const CHANGED_MAX_EXTENTS: usize = 4096;
+/// The most groups in one [`DiskUp::WantDigests`].
+pub const DIGESTS_MAX: u32 = 4096;
+/// The longest text in a message, in bytes; longer ones are cut.
+pub const TEXT_MAX_BYTES: usize = 1000;
+
+/// Cuts a text to [`TEXT_MAX_BYTES`] at a character's border.
+pub fn cut_text(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(TEXT_MAX_BYTES));
+    text
+}
+
+/// A disk an agent offers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskOffer {
+    /// Its stable id.
+    pub disk: DiskId,
+    /// The device's name, such as `sda`.
+    pub device: String,
+    /// Its size and block size.
+    pub geometry: Geometry,
+}
+
+/// Agent to dispatcher on `/ws/config`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConfigUp {
+    /// The first message.
+    Hello {
+        /// The agent's version of blxrep, for people.
+        software: String,
+        /// The kernel's boot id, for people.
+        boot_id: String,
+        /// The disks it tracks.
+        disks: Vec<DiskOffer>,
+    },
+    /// What the host is, as JSON.
+    Footprint(String),
+}
+
+/// Dispatcher to agent on `/ws/config`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConfigDown {
+    /// The answer to a hello.
+    Welcome {
+        /// Names this session in the upgrades of the other endpoints.
+        session: [u8; 16],
+    },
+    /// Take a checkpoint of a disk now.
+    Sync {
+        /// Which disk.
+        disk: DiskId,
+    },
+}
+
+/// Agent to dispatcher on `/ws/snapshot` and `/ws/live`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskUp {
+    /// The first message, on live.
+    Attach {
+        /// The device's name.
+        device: String,
+        /// The disk's size and block size.
+        geometry: Geometry,
+        /// What the tracker's pending set is worth.
+        claim: Claim,
+    },
+    /// Blocks that changed since the last checkpoint and were not reported before (live).
+    Changed(Vec<Extent>),
+    /// Asks for [`DiskDown::Digests`] (snapshot).
+    WantDigests {
+        /// The first group.
+        first_group: u64,
+        /// How many, at most [`DIGESTS_MAX`].
+        count: u32,
+    },
+    /// Asks for [`DiskDown::Hashes`] of a group whose digest differs (snapshot).
+    WantHashes {
+        /// The group.
+        group: u64,
+    },
+    /// Every group was read, and what was missing or different was sent (snapshot).
+    ScanDone,
+    /// All data of a checkpoint was sent: commit it (live).
+    Seal {
+        /// Its id.
+        id: CheckpointId,
+        /// How it was proven.
+        consistency: Consistency,
+        /// When it was frozen, in milliseconds since 1970.
+        time_unix_ms: u64,
+        /// How long file systems were frozen, in milliseconds.
+        freeze_ms: u32,
+        /// What a person should know.
+        note: String,
+    },
+    /// The ordered sync did not come to an end (live).
+    SyncFailed {
+        /// Why, a sentence.
+        reason: String,
+    },
+}
+
+/// What an agent has to do once it is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Plan {
+    /// Both sides share a commit and nothing was missed since: only pending blocks need to be sent, in syncs.
+    Continue,
+    /// The full copy: send the groups that are missing.
+    Copy {
+        /// Compare the groups that are there too, because the tracker has a gap.
+        compare: bool,
+    },
+    /// Compare the whole disk with the newest state.
+    Compare,
+}
+
+/// Dispatcher to agent on `/ws/snapshot` and `/ws/live`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskDown {
+    /// The answer to an attach (live).
+    Attached {
+        /// What to do.
+        plan: Plan,
+        /// The dispatcher's run: while it is the same, what was acknowledged need not be sent again.
+        instance: Epoch,
+        /// Whether a compare of this run goes on where it was.
+        resumes: bool,
+        /// The newest checkpoint.
+        newest: Option<CheckpointId>,
+        /// Sequence numbers of this attachment begin here.
+        next_seq: u64,
+        /// The most bytes of frames that may be sent and not acknowledged.
+        window_bytes: u32,
+    },
+    /// The digests of consecutive groups of the newest state (snapshot).
+    Digests {
+        /// The first group.
+        first_group: u64,
+        /// One a group; [`GroupDigest::MISSING`] for a group not copied yet.
+        digests: Vec<GroupDigest>,
+    },
+    /// The hashes of a group's blocks in the newest state (snapshot).
+    Hashes {
+        /// The group.
+        group: u64,
+        /// One a block.
+        hashes: Vec<BlockHash>,
+    },
+    /// Every data frame of this connection up to this sequence number is durable.
+    Ack {
+        /// The sequence number.
+        seq: u64,
+    },
+    /// The checkpoint is committed and durable (live).
+    Committed {
+        /// Which.
+        id: CheckpointId,
+    },
+    /// The dispatcher cannot go on with this disk; it closes both connections.
+    Refused {
+        /// Why, a sentence that says what to do.
+        reason: String,
+        /// Whether trying again is of no use before a person has acted.
+        lasting: bool,
+    },
+}
+
+/// Agent to dispatcher on `/ws/restore`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestoreUp {
+    /// Asks for the data of a checkpoint of this connection's disk.
+    Fetch {
+        /// Which, or the newest.
+        checkpoint: Option<CheckpointId>,
+    },
+    /// Grants this many more bytes of data frames.
+    Credit {
+        /// How many.
+        bytes: u32,
+    },
+}
+
+/// Dispatcher to agent on `/ws/restore`; between them come data frames of the area base.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestoreDown {
+    /// The answer to a fetch.
+    Begin {
+        /// The checkpoint.
+        checkpoint: CheckpointId,
+        /// The size of its disk.
+        geometry: Geometry,
+    },
+    /// Everything was sent.
+    End,
+    /// It cannot be sent.
+    Refused {
+        /// Why, a sentence that says what to do.
+        reason: String,
+    },
+}
+
+/// Whether a gap is only the beginning of this tracker's life.
+pub fn is_fresh(gap: Option<Gap>) -> bool {
+    gap == Some(Gap::NewTracker)
+}
