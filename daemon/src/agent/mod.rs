@@ -1,1 +1,11 @@
-//! The role on a server whose disks are replicated.
+//! The role on a server whose disks are replicated: one thread a disk, and the connections to the dispatcher.
+
+pub mod disk;
+pub mod disk_id;
+pub mod footprint;
+pub mod link;
+pub mod pace;
+pub mod run;
+pub mod scan;
+pub mod session;
+pub mod sync;

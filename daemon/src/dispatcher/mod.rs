@@ -1,1 +1,9 @@
-//! The role that keeps the replicas.
+//! The role that keeps the replicas: listens, admits agents, and keeps one thread a disk that owns its store.
+
+pub mod disk;
+pub mod reattach;
+pub mod registry;
+pub mod schedule;
+pub mod server;
+pub mod session;
+pub mod status;

@@ -7,6 +7,7 @@
 pub mod frame;
 pub mod key;
 pub mod message;
+pub mod pump;
 pub mod socket;
 pub mod tls;
 

@@ -1,0 +1,279 @@
+//! The thread of one disk: asks [`DiskSession`] what to do and does it, one thing after the other. Tracker, disk and
+//! freeze are only ever touched here.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use super::pace::Pace;
+use super::session::{Action, DiskSession, Input, Purpose, ReadResult};
+use crate::bitmap::{BlockSet, Extent};
+use crate::config::AgentConfig;
+use crate::device::BlockDevice;
+use crate::freeze::final_pass::{FinalPassJob, final_pass};
+use crate::freeze::topology;
+use crate::geometry::Geometry;
+use crate::hash::group_digest;
+use crate::ids::{CheckpointId, DiskId};
+use crate::reader::BlockReader;
+use crate::reader::pack::{hash_extent, pack, pack_differing};
+use crate::tracker::{Tracker, TrackerError};
+use crate::wire::Endpoint;
+use crate::wire::frame::{decode_message, encode_data, encode_message};
+
+/// Messages waiting for the disk.
+pub const INBOX_MAX: usize = 64;
+/// The tracker is drained and its changes are reported this often.
+const TICK: Duration = Duration::from_secs(1);
+/// The most that is read into memory while file systems are frozen.
+pub const FREEZE_BUDGET_BYTES: u64 = 24 << 20;
+
+/// What the thread is told.
+pub enum Inbound {
+    /// Both connections of an attachment are up.
+    LinkUp {
+        /// The attachment's number.
+        number: u64,
+        /// Frames for the snapshot connection.
+        snapshot: mpsc::Sender<Vec<u8>>,
+        /// Frames for the live connection.
+        live: mpsc::Sender<Vec<u8>>,
+    },
+    /// A frame of one of them.
+    Frame(u64, Endpoint, Vec<u8>),
+    /// One of them is gone.
+    LinkDown(u64),
+    /// The dispatcher orders a checkpoint.
+    Sync,
+    /// End.
+    Stop,
+}
+
+/// One tracked disk, with everything its thread needs.
+pub struct Disk {
+    /// Its stable id.
+    pub id: DiskId,
+    /// The device.
+    pub device: BlockDevice,
+    /// Its size and block size.
+    pub geometry: Geometry,
+    /// What changed.
+    pub tracker: Box<dyn Tracker>,
+    /// Its blocks.
+    pub reader: Box<dyn BlockReader>,
+}
+
+struct Link {
+    number: u64,
+    snapshot: mpsc::Sender<Vec<u8>>,
+    live: mpsc::Sender<Vec<u8>>,
+}
+
+/// The thread's own things.
+pub struct Worker {
+    disk: Disk,
+    config: Arc<AgentConfig>,
+    guard_exe: PathBuf,
+    session: DiskSession,
+    inbox: mpsc::Receiver<Inbound>,
+    runtime: Handle,
+    link: Option<Link>,
+    pace: Pace,
+    refused: watch::Sender<Option<String>>,
+}
+
+impl Worker {
+    /// A disk's thread, not started yet. `refused` is set when the disk is refused for good.
+    pub fn new(
+        disk: Disk,
+        config: Arc<AgentConfig>,
+        guard_exe: PathBuf,
+        inbox: mpsc::Receiver<Inbound>,
+        refused: watch::Sender<Option<String>>,
+    ) -> Self {
+        let session = DiskSession::new(disk.geometry, disk.device.name.clone(), FREEZE_BUDGET_BYTES);
+        let pace = Pace::new(config.read_rate_bytes);
+        Self { disk, config, guard_exe, session, inbox, runtime: Handle::current(), link: None, pace, refused }
+    }
+
+    /// Runs until it is told to stop or the disk is refused for good.
+    pub fn run(mut self) {
+        let mut next_tick = Instant::now() + TICK;
+        loop {
+            if Instant::now() >= next_tick {
+                self.session.handle(Input::Tick);
+                next_tick = Instant::now() + TICK;
+            }
+            let inbound = match self.session.poll() {
+                Some(action) => {
+                    if let Err(reason) = self.act(action) {
+                        let _ = self.refused.send(Some(reason));
+                        return;
+                    }
+                    self.inbox.try_recv().ok()
+                }
+                None => {
+                    let wait = next_tick.saturating_duration_since(Instant::now());
+                    match self.runtime.clone().block_on(timeout(wait, self.inbox.recv())) {
+                        Ok(None) => return,
+                        Ok(inbound) => inbound,
+                        Err(_) => None,
+                    }
+                }
+            };
+            match inbound {
+                Some(Inbound::Stop) => return,
+                Some(inbound) => self.inbound(inbound),
+                None => {}
+            }
+        }
+    }
+
+    fn inbound(&mut self, inbound: Inbound) {
+        match inbound {
+            Inbound::LinkUp { number, snapshot, live } => {
+                self.drop_link();
+                match self.disk.tracker.claim() {
+                    Ok(claim) => {
+                        self.link = Some(Link { number, snapshot, live });
+                        self.session.handle(Input::LinkUp(claim, self.disk.tracker.gap_count()));
+                    }
+                    Err(error) => self.complain(&error.to_string()),
+                }
+            }
+            Inbound::Frame(number, endpoint, bytes) if self.is_linked(number) => match decode_message(&bytes) {
+                Ok(message) => self.session.handle(Input::Message(endpoint, message)),
+                Err(error) => {
+                    self.complain(&error.to_string());
+                    self.drop_link();
+                }
+            },
+            Inbound::LinkDown(number) if self.is_linked(number) => self.drop_link(),
+            Inbound::Sync => self.session.handle(Input::SyncOrdered),
+            Inbound::Frame(..) | Inbound::LinkDown(_) | Inbound::Stop => {}
+        }
+    }
+
+    fn is_linked(&self, number: u64) -> bool {
+        self.link.as_ref().is_some_and(|link| link.number == number)
+    }
+
+    fn complain(&self, what: &str) {
+        error!(AGENT = %self.config.id, DISK = %self.disk.id, "{what}");
+    }
+
+    fn drop_link(&mut self) {
+        if self.link.take().is_some() {
+            self.session.handle(Input::LinkDown);
+        }
+    }
+
+    /// Carries an action out. The error is a reason to give this disk up.
+    fn act(&mut self, action: Action) -> Result<(), String> {
+        let lost = |error: TrackerError| format!("the tracker is lost: {error}; restart the agent");
+        match action {
+            Action::Send(endpoint, message) => match encode_message(&message) {
+                Ok(bytes) => self.send(endpoint, bytes),
+                Err(error) => self.complain(&error.to_string()),
+            },
+            Action::SendData { endpoint, area, seq, run } => self.send(endpoint, encode_data(area, seq, &run)),
+            Action::Drain => {
+                let blocks = self.disk.tracker.drain().map_err(lost)?;
+                self.session.handle(Input::Drained { blocks, time_unix_ms: unix_ms() });
+            }
+            Action::LoadPending => {
+                let pending = self.disk.tracker.pending().map_err(lost)?;
+                self.session.handle(Input::Pending(pending));
+            }
+            Action::CheckClaim => {
+                self.disk.tracker.claim().map_err(lost)?;
+                self.session.handle(Input::Doubts(self.disk.tracker.gap_count()));
+            }
+            Action::SyncFileSystems => self.sync_file_systems(),
+            Action::Read(extent, purpose) => {
+                let result = self.read(extent, &purpose);
+                if let Err(reason) = &result {
+                    self.complain(reason);
+                }
+                self.session.handle(Input::Read { extent, purpose, result });
+            }
+            Action::FinalPass { to_send, last } => self.final_pass(&to_send, last)?,
+            Action::CommitTracker { id, keep, heals } => {
+                self.disk.tracker.commit(id, &keep, heals).map_err(lost)?;
+                info!(AGENT = %self.config.id, DISK = %self.disk.id, CHECKPOINT = %id, "checkpoint {id} is committed");
+            }
+            Action::DropLink { reason } => {
+                warn!(AGENT = %self.config.id, DISK = %self.disk.id, "connecting again: {reason}");
+                self.drop_link();
+            }
+            Action::Stop { reason } => {
+                self.drop_link();
+                return Err(reason);
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, endpoint: Endpoint, bytes: Vec<u8>) {
+        let Some(link) = &self.link else { return };
+        let out = if endpoint == Endpoint::Snapshot { &link.snapshot } else { &link.live };
+        if out.blocking_send(bytes).is_err() {
+            self.drop_link();
+        }
+    }
+
+    fn sync_file_systems(&self) {
+        // Only saves time: what is not written back now is written back by the freeze.
+        let (major, minor) = (self.disk.device.major, self.disk.device.minor);
+        let synced = topology::file_systems_on(major, minor).and_then(|on_disk| topology::sync_all(&on_disk));
+        if let Err(error) = synced {
+            warn!(AGENT = %self.config.id, DISK = %self.disk.id, "file systems could not be synced: {error}");
+        }
+    }
+
+    fn read(&mut self, extent: Extent, purpose: &Purpose) -> Result<ReadResult, String> {
+        let geometry = self.disk.geometry;
+        self.pace.wait_for(geometry.range(extent.first, extent.count).1);
+        let data = self.disk.reader.read(extent).map_err(|e| e.to_string())?;
+        Ok(match purpose {
+            Purpose::Base | Purpose::Changed => ReadResult::Runs(pack(extent, data, geometry)),
+            Purpose::Digest => ReadResult::Digest(group_digest(&hash_extent(data, geometry))),
+            Purpose::Differing(hashes) => ReadResult::Runs(pack_differing(extent, data, geometry, hashes)),
+        })
+    }
+
+    fn final_pass(&mut self, to_send: &BlockSet, last: Option<CheckpointId>) -> Result<(), String> {
+        let job = FinalPassJob {
+            agent: self.config.id.clone(),
+            device_path: self.disk.device.path.clone(),
+            major: self.disk.device.major,
+            minor: self.disk.device.minor,
+            geometry: self.disk.geometry,
+            hooks_dir: self.config.hooks_dir.clone(),
+            hook_timeout: self.config.hook_timeout,
+            freeze_timeout: self.config.freeze_timeout,
+            budget_bytes: FREEZE_BUDGET_BYTES,
+            last,
+            state_dir: self.config.state_dir.clone(),
+            guard_exe: self.guard_exe.clone(),
+        };
+        let outcome = final_pass(&job, self.disk.tracker.as_mut(), self.disk.reader.as_mut(), to_send);
+        let outcome = outcome.map_err(|e| e.to_string());
+        if let Err(reason) = &outcome {
+            self.complain(reason);
+        }
+        self.disk.tracker.claim().map_err(|e| format!("the tracker is lost: {e}; restart the agent"))?;
+        self.session.handle(Input::FinalPass(outcome, self.disk.tracker.gap_count()));
+        Ok(())
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,532 @@
+//! One disk on the agent: what to do next. Pure: results and messages in, [`Action`]s out.
+//!
+//! The driver ([`super::disk`]) asks [`DiskSession::poll`] for an action, carries it out, gives the result to
+//! [`DiskSession::handle`], and asks again; where there is none it waits for a message or a tick.
+//!
+//! `to_send` holds every block the dispatcher does not hold yet. It is made anew from the tracker's pending set
+//! whenever the dispatcher may have forgotten something, and a block leaves it only into the window of frames not
+//! acknowledged, from which it comes back when the connection breaks. What must never happen here: a block of the
+//! pending set that is neither in `to_send`, nor in the window, nor staged by the dispatcher.
+
+use std::collections::VecDeque;
+
+use super::scan::{Scan, Step};
+use super::sync::{Phase, Sync};
+use crate::bitmap::{BlockSet, Extent};
+use crate::checkpoint::Consistency;
+use crate::freeze::final_pass::{Outcome, Taken};
+use crate::geometry::Geometry;
+use crate::hash::{BlockHash, GroupDigest};
+use crate::ids::{CheckpointId, Epoch};
+use crate::reader::pack::pack;
+use crate::run::Run;
+use crate::tracker::Claim;
+use crate::wire::Endpoint;
+use crate::wire::frame::Area;
+use crate::wire::message::{CHANGED_MAX_EXTENTS, DiskDown, DiskUp, Plan, cut_text};
+
+/// Bytes of a data frame besides its run.
+const FRAME_OVERHEAD_BYTES: u64 = 24;
+
+/// Why blocks are read, and so what becomes of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// A group the dispatcher does not have: send all of it.
+    Base,
+    /// A group the dispatcher has: only its digest is wanted.
+    Digest,
+    /// A group that differs: send the blocks whose hash is not this.
+    Differing(Vec<BlockHash>),
+    /// Changed blocks: send them.
+    Changed,
+}
+
+/// What the driver is to do.
+#[derive(Debug)]
+pub enum Action {
+    /// Send a message.
+    Send(Endpoint, DiskUp),
+    /// Send a run.
+    SendData {
+        /// On which connection.
+        endpoint: Endpoint,
+        /// Where it belongs.
+        area: Area,
+        /// Its number.
+        seq: u64,
+        /// The blocks.
+        run: Run,
+    },
+    /// Drain the tracker; give [`Input::Drained`].
+    Drain,
+    /// Load the tracker's pending set; give [`Input::Pending`].
+    LoadPending,
+    /// Ask the tracker for new doubts; give [`Input::Doubts`].
+    CheckClaim,
+    /// Write dirty pages of the disk's file systems back.
+    SyncFileSystems,
+    /// Read; give [`Input::Read`].
+    Read(Extent, Purpose),
+    /// Freeze, drain, read the rest, thaw; give [`Input::FinalPass`].
+    FinalPass {
+        /// What is known to be changed and not sent.
+        to_send: BlockSet,
+        /// The newest checkpoint.
+        last: Option<CheckpointId>,
+    },
+    /// The dispatcher has committed: tell the tracker.
+    CommitTracker {
+        /// Which checkpoint.
+        id: CheckpointId,
+        /// What stays pending.
+        keep: BlockSet,
+        /// Whether it heals a gap.
+        heals: bool,
+    },
+    /// Close both connections and attach again.
+    DropLink {
+        /// Why.
+        reason: String,
+    },
+    /// The dispatcher refused this disk for good: do not attach again.
+    Stop {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What a read gave.
+#[derive(Debug)]
+pub enum ReadResult {
+    /// The blocks to send.
+    Runs(Vec<Run>),
+    /// The digest that was asked for.
+    Digest(GroupDigest),
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// Both connections are up; the claim was made just now.
+    LinkUp(Claim, u64),
+    /// A connection is gone.
+    LinkDown,
+    /// A message of the dispatcher.
+    Message(Endpoint, DiskDown),
+    /// The dispatcher orders a checkpoint.
+    SyncOrdered,
+    /// About a second has passed.
+    Tick,
+    /// The result of [`Action::Drain`], and the time.
+    Drained {
+        /// The drained blocks.
+        blocks: BlockSet,
+        /// Milliseconds since 1970.
+        time_unix_ms: u64,
+    },
+    /// The result of [`Action::LoadPending`].
+    Pending(BlockSet),
+    /// The result of [`Action::CheckClaim`]: how many gaps were raised so far.
+    Doubts(u64),
+    /// The result of [`Action::Read`].
+    Read {
+        /// What was read.
+        extent: Extent,
+        /// What for.
+        purpose: Purpose,
+        /// What came of it.
+        result: Result<ReadResult, String>,
+    },
+    /// The result of [`Action::FinalPass`], and how many gaps were raised until then.
+    FinalPass(Result<Outcome, String>, u64),
+}
+
+struct Unacked {
+    endpoint: Endpoint,
+    area: Area,
+    seq: u64,
+    extent: Extent,
+    bytes: u64,
+}
+
+/// One disk of an agent. See the module.
+pub struct DiskSession {
+    geometry: Geometry,
+    device: String,
+    budget_blocks: u64,
+    outbox: VecDeque<Action>,
+    attached: bool,
+    claim: Option<Claim>,
+    gap_count: u64,
+    instance: Option<Epoch>,
+    newest: Option<CheckpointId>,
+    adopt: Option<CheckpointId>,
+    forget_sent: bool,
+    window_bytes: u64,
+    next_seq: u64,
+    unacked: VecDeque<Unacked>,
+    unacked_bytes: u64,
+    to_send: BlockSet,
+    reported: BlockSet,
+    scan: Option<Scan>,
+    sync: Option<Sync>,
+    sealed: Option<(CheckpointId, bool)>,
+}
+
+impl DiskSession {
+    /// A disk that was never attached. `budget_bytes` is how much may be read while file systems are frozen.
+    pub fn new(geometry: Geometry, device: String, budget_bytes: u64) -> Self {
+        Self {
+            geometry,
+            device,
+            budget_blocks: (budget_bytes >> geometry.block_shift()).max(1),
+            outbox: VecDeque::new(),
+            attached: false,
+            claim: None,
+            gap_count: 0,
+            instance: None,
+            newest: None,
+            adopt: None,
+            forget_sent: true,
+            window_bytes: 0,
+            next_seq: 1,
+            unacked: VecDeque::new(),
+            unacked_bytes: 0,
+            to_send: BlockSet::new(),
+            reported: BlockSet::new(),
+            scan: None,
+            sync: None,
+            sealed: None,
+        }
+    }
+
+    /// The next thing to do, if there is one now.
+    pub fn poll(&mut self) -> Option<Action> {
+        if let Some(action) = self.outbox.pop_front() {
+            return Some(action);
+        }
+        if !self.attached || self.unacked_bytes >= self.window_bytes {
+            return None;
+        }
+        self.poll_sync().or_else(|| self.poll_scan())
+    }
+
+    /// Takes in what happened.
+    pub fn handle(&mut self, input: Input) {
+        match input {
+            Input::LinkUp(claim, gap_count) => self.link_up(claim, gap_count),
+            Input::LinkDown => self.link_down(),
+            Input::Message(endpoint, message) => self.message(endpoint, message),
+            Input::SyncOrdered => self.sync_ordered(),
+            Input::Tick => self.tick(),
+            Input::Drained { blocks, time_unix_ms } => self.drained(&blocks, time_unix_ms),
+            Input::Pending(pending) => self.pending(pending),
+            Input::Doubts(gap_count) => self.doubts(gap_count),
+            Input::Read { extent, purpose, result } => self.read(extent, purpose, result),
+            Input::FinalPass(outcome, gap_count) => self.final_pass(outcome, gap_count),
+        }
+    }
+
+    fn link_up(&mut self, claim: Claim, gap_count: u64) {
+        self.outbox.clear();
+        (self.claim, self.gap_count) = (Some(claim), gap_count);
+        let attach = DiskUp::Attach { device: self.device.clone(), geometry: self.geometry, claim };
+        self.outbox.push_back(Action::Send(Endpoint::Live, attach));
+    }
+
+    fn link_down(&mut self) {
+        self.attached = false;
+        self.outbox.clear();
+        let sync = self.sync.take();
+        sync.into_iter().for_each(|sync| sync.give_back(&mut self.to_send));
+        for frame in self.unacked.drain(..) {
+            match (frame.area, &mut self.scan) {
+                (Area::Base, Some(scan)) => scan.rewind(frame.extent.first / self.geometry.group_blocks()),
+                (Area::Base, None) => {}
+                (Area::Delta, _) => self.to_send.insert(frame.extent),
+            }
+        }
+        self.unacked_bytes = 0;
+        if let Some(scan) = &mut self.scan {
+            scan.disconnect();
+        }
+    }
+
+    fn message(&mut self, endpoint: Endpoint, message: DiskDown) {
+        match message {
+            DiskDown::Attached { plan, instance, resumes, newest, next_seq, window_bytes } => {
+                self.window_bytes = u64::from(window_bytes);
+                self.next_seq = next_seq.max(1);
+                self.attach(plan, instance, resumes, newest);
+            }
+            DiskDown::Digests { first_group, digests } => {
+                if let Some(scan) = &mut self.scan {
+                    scan.digests(first_group, digests);
+                }
+            }
+            DiskDown::Hashes { group, hashes } => {
+                if self.scan.as_mut().is_some_and(|scan| scan.answered(group)) {
+                    let (first, count) = self.geometry.group_extent(group);
+                    self.outbox.push_back(Action::Read(Extent { first, count }, Purpose::Differing(hashes)));
+                }
+            }
+            DiskDown::Ack { seq } => self.acked(endpoint, seq),
+            DiskDown::Committed { id } => self.committed(id),
+            DiskDown::Refused { reason, lasting: true } => self.outbox.push_back(Action::Stop { reason }),
+            DiskDown::Refused { reason, lasting: false } => self.outbox.push_back(Action::DropLink { reason }),
+        }
+    }
+
+    fn attach(&mut self, plan: Plan, instance: Epoch, resumes: bool, newest: Option<CheckpointId>) {
+        let resumes = resumes && self.instance == Some(instance);
+        (self.attached, self.instance, self.newest) = (true, Some(instance), newest);
+        self.forget_sent = !resumes;
+        let base = self.claim.and_then(|claim| claim.base);
+        self.adopt = newest.filter(|id| plan == Plan::Continue && Some(*id) != base);
+        match (plan, &mut self.scan) {
+            (Plan::Continue, _) => self.scan = None,
+            (_, Some(_)) if resumes => {}
+            (Plan::Copy { compare }, _) => self.scan = Some(Scan::new(self.geometry, compare)),
+            (Plan::Compare, _) => self.scan = Some(Scan::new(self.geometry, true)),
+        }
+        self.outbox.push_back(Action::LoadPending);
+    }
+
+    fn pending(&mut self, pending: BlockSet) {
+        if let Some(id) = self.adopt.take() {
+            let heals = match self.sealed {
+                Some((sealed, heals)) if sealed == id => heals,
+                _ => self.claim.is_some_and(|claim| claim.gap.is_some()),
+            };
+            // Everything pending stays pending: more than needed, never less.
+            self.outbox.push_back(Action::CommitTracker { id, keep: pending.clone(), heals });
+        }
+        self.sealed = None;
+        if self.forget_sent {
+            self.to_send = pending.clone();
+        }
+        self.reported = BlockSet::new();
+        self.report(&pending);
+    }
+
+    fn acked(&mut self, endpoint: Endpoint, seq: u64) {
+        let bytes = &mut self.unacked_bytes;
+        self.unacked.retain(|frame| {
+            let done = frame.endpoint == endpoint && frame.seq <= seq;
+            *bytes -= if done { frame.bytes } else { 0 };
+            !done
+        });
+    }
+
+    fn tick(&mut self) {
+        if self.attached && self.outbox.is_empty() {
+            self.outbox.push_back(Action::CheckClaim);
+            self.outbox.push_back(Action::Drain);
+        }
+    }
+
+    fn doubts(&mut self, gap_count: u64) {
+        if gap_count != self.gap_count {
+            let reason = "the tracker has a new gap: the disk must be compared".to_owned();
+            self.outbox.push_back(Action::DropLink { reason });
+        }
+    }
+
+    fn drained(&mut self, blocks: &BlockSet, time_unix_ms: u64) {
+        self.to_send.union(blocks);
+        match self.sync.as_ref().map(Sync::phase) {
+            Some(Phase::PreCopy) => self.plan_round(),
+            Some(Phase::LastDrain) => self.seal_unfrozen(blocks, time_unix_ms),
+            // What changes behind the freeze belongs to the next checkpoint: reported when this one is committed.
+            Some(phase) if phase.is_behind_freeze() => {}
+            _ => self.report(blocks),
+        }
+    }
+
+    fn report(&mut self, blocks: &BlockSet) {
+        let mut new = blocks.clone();
+        new.subtract(&self.reported);
+        self.reported.union(&new);
+        let extents: Vec<Extent> = new.extents(u64::MAX).collect();
+        for part in extents.chunks(CHANGED_MAX_EXTENTS) {
+            self.outbox.push_back(Action::Send(Endpoint::Live, DiskUp::Changed(part.to_vec())));
+        }
+    }
+
+    fn sync_ordered(&mut self) {
+        let scanning = self.scan.as_ref().is_some_and(|scan| !scan.is_done());
+        if !self.attached || self.sync.is_some() {
+            return;
+        }
+        if scanning {
+            let reason = "the disk is still being copied or compared".to_owned();
+            return self.outbox.push_back(Action::Send(Endpoint::Live, DiskUp::SyncFailed { reason }));
+        }
+        self.sync = Some(Sync::new());
+        self.begin_round();
+    }
+
+    fn begin_round(&mut self) {
+        self.outbox.push_back(Action::SyncFileSystems);
+        self.outbox.push_back(Action::Drain);
+    }
+
+    fn plan_round(&mut self) {
+        let Some(sync) = &mut self.sync else { return };
+        if sync.worth_a_round(self.to_send.len(), self.budget_blocks) {
+            sync.send(std::mem::take(&mut self.to_send));
+        } else {
+            self.outbox.push_back(Action::FinalPass { to_send: self.to_send.clone(), last: self.newest });
+        }
+    }
+
+    fn final_pass(&mut self, outcome: Result<Outcome, String>, gap_count: u64) {
+        let Some(sync) = &mut self.sync else { return };
+        match outcome {
+            Err(reason) => {
+                // What the pass drained is pending, but not known here.
+                self.forget_sent = true;
+                self.fail_sync(reason);
+                self.outbox.push_back(Action::LoadPending);
+            }
+            Ok(Outcome::TooMuch { rest, note }) => {
+                self.to_send.union(&rest);
+                if sync.try_again(note) {
+                    self.begin_round();
+                } else {
+                    sync.send_unfrozen(std::mem::take(&mut self.to_send));
+                }
+            }
+            Ok(Outcome::Taken(taken)) if taken.consistency == Consistency::Fuzzy && sync.try_again(String::new()) => {
+                taken.data.iter().for_each(|(extent, _)| self.to_send.insert(*extent));
+                self.to_send.union(&taken.after);
+                self.begin_round();
+            }
+            Ok(Outcome::Taken(taken)) => {
+                self.to_send = taken.after.clone();
+                sync.send_rest(taken);
+            }
+        }
+        self.doubts(gap_count);
+    }
+
+    fn poll_sync(&mut self) -> Option<Action> {
+        let sync = self.sync.as_mut()?;
+        if let Some((extent, data)) = sync.next_of_rest() {
+            for run in pack(extent, &data, self.geometry) {
+                self.send_run(Endpoint::Live, Area::Delta, run);
+            }
+            return self.outbox.pop_front();
+        }
+        if let Some(taken) = sync.take_when_sent() {
+            return Some(self.seal(taken));
+        }
+        if let Some(extent) = sync.next_to_read(self.geometry.group_blocks()) {
+            return Some(Action::Read(extent, Purpose::Changed));
+        }
+        match sync.phase() {
+            Phase::RoundSent => {
+                sync.next_round();
+                self.begin_round();
+                self.outbox.pop_front()
+            }
+            Phase::UnfrozenSent => {
+                sync.last_drain();
+                Some(Action::Drain)
+            }
+            _ => None,
+        }
+    }
+
+    fn seal_unfrozen(&mut self, after: &BlockSet, time_unix_ms: u64) {
+        let Some(sync) = &mut self.sync else { return };
+        let consistency = if after.is_empty() { Consistency::Crash } else { Consistency::Fuzzy };
+        let seconds = i64::try_from(time_unix_ms / 1000).unwrap_or(0);
+        let id = CheckpointId::next(seconds, self.newest);
+        let note = sync.unfrozen_note();
+        sync.sealed();
+        self.to_send = after.clone();
+        let seal = DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms: 0, note: cut_text(note) };
+        self.send_seal(id, seal);
+    }
+
+    fn seal(&mut self, taken: Taken) -> Action {
+        let Taken { id, time_unix_ms, freeze_ms, consistency, note, .. } = taken;
+        self.send_seal(id, DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms, note: cut_text(note) });
+        self.outbox.pop_front().unwrap_or(Action::CheckClaim)
+    }
+
+    fn send_seal(&mut self, id: CheckpointId, seal: DiskUp) {
+        self.sealed = Some((id, self.scan.as_ref().is_some_and(Scan::is_done)));
+        self.outbox.push_back(Action::Send(Endpoint::Live, seal));
+    }
+
+    fn committed(&mut self, id: CheckpointId) {
+        let Some((_, heals)) = self.sealed.take_if(|(sealed, _)| *sealed == id) else {
+            let reason = format!("the dispatcher committed {id}, which this agent did not seal");
+            return self.outbox.push_back(Action::DropLink { reason });
+        };
+        (self.sync, self.scan, self.newest) = (None, None, Some(id));
+        self.unacked.clear();
+        self.unacked_bytes = 0;
+        // Behind the freeze, what is to be sent is exactly what was drained since.
+        let keep = self.to_send.clone();
+        self.outbox.push_back(Action::CommitTracker { id, keep: keep.clone(), heals });
+        self.reported = BlockSet::new();
+        self.report(&keep);
+    }
+
+    fn fail_sync(&mut self, reason: String) {
+        if let Some(sync) = self.sync.take() {
+            sync.give_back(&mut self.to_send);
+            self.outbox.push_back(Action::Send(Endpoint::Live, DiskUp::SyncFailed { reason: cut_text(reason) }));
+        }
+    }
+
+    fn poll_scan(&mut self) -> Option<Action> {
+        match self.scan.as_mut()?.next()? {
+            Step::Ask { first_group, count } => {
+                Some(Action::Send(Endpoint::Snapshot, DiskUp::WantDigests { first_group, count }))
+            }
+            Step::Read { group, missing } => {
+                let (first, count) = self.geometry.group_extent(group);
+                let purpose = if missing { Purpose::Base } else { Purpose::Digest };
+                Some(Action::Read(Extent { first, count }, purpose))
+            }
+            Step::Done => Some(Action::Send(Endpoint::Snapshot, DiskUp::ScanDone)),
+        }
+    }
+
+    fn read(&mut self, extent: Extent, purpose: Purpose, result: Result<ReadResult, String>) {
+        match (result, purpose) {
+            (Err(reason), Purpose::Changed) => {
+                self.to_send.insert(extent);
+                self.fail_sync(reason);
+            }
+            (Err(reason), _) => self.outbox.push_back(Action::DropLink { reason }),
+            (Ok(ReadResult::Digest(digest)), _) => {
+                let group = extent.first / self.geometry.group_blocks();
+                if self.scan.as_mut().is_some_and(|scan| scan.compare(group, digest)) {
+                    self.outbox.push_back(Action::Send(Endpoint::Snapshot, DiskUp::WantHashes { group }));
+                }
+            }
+            (Ok(ReadResult::Runs(runs)), purpose) => {
+                let (endpoint, area) = match purpose {
+                    Purpose::Base => (Endpoint::Snapshot, Area::Base),
+                    Purpose::Changed => (Endpoint::Live, Area::Delta),
+                    Purpose::Digest | Purpose::Differing(_) => (Endpoint::Snapshot, Area::Delta),
+                };
+                runs.into_iter().for_each(|run| self.send_run(endpoint, area, run));
+            }
+        }
+    }
+
+    fn send_run(&mut self, endpoint: Endpoint, area: Area, run: Run) {
+        let (seq, extent) = (self.next_seq, run.extent());
+        let bytes = run.encoded_len() as u64 + FRAME_OVERHEAD_BYTES;
+        self.next_seq += 1;
+        self.unacked_bytes += bytes;
+        self.unacked.push_back(Unacked { endpoint, area, seq, extent, bytes });
+        self.outbox.push_back(Action::SendData { endpoint, area, seq, run });
+    }
+}

@@ -1,0 +1,236 @@
+//! Listens, admits connections and joins them to the registry.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::spawn_blocking;
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, info, warn};
+
+use super::disk::Input;
+use super::registry::{Admitted, DISKS_MAX, Place, Registry};
+use crate::ids::{AgentId, DiskId};
+use crate::store::catalogue::Catalogue;
+use crate::wire::Endpoint;
+use crate::wire::frame::{decode_message, encode_message};
+use crate::wire::header;
+use crate::wire::key::{Agents, Secret, unhex};
+use crate::wire::message::{ConfigDown, ConfigUp, cut_text};
+use crate::wire::pump::{OUTBOUND_MAX_FRAMES, pump};
+use crate::wire::socket::{Refusal, ServerSocket, Upgrade, accept};
+
+/// Connections at once, the unfinished ones counted.
+const CONNECTIONS_MAX: usize = 2048;
+/// How often the agents file is looked at while agents are connected.
+const AGENTS_CHECK: Duration = Duration::from_secs(2);
+/// The longest footprint, as JSON.
+const FOOTPRINT_MAX_BYTES: usize = 512 << 10;
+
+/// What a connection needs.
+pub struct Server {
+    /// Who is connected.
+    pub registry: Arc<Registry>,
+    /// The catalogue of agents.
+    pub catalogue: Arc<Catalogue>,
+    /// The data directory, for reading checkpoints.
+    pub data_dir: PathBuf,
+    /// TLS.
+    pub acceptor: TlsAcceptor,
+}
+
+enum Entry {
+    Config(Place),
+    Disk(Box<Admitted>, u64),
+    Restore(AgentId, DiskId, watch::Receiver<bool>),
+}
+
+impl Server {
+    /// Accepts connections until `stop` turns true.
+    ///
+    /// # Errors
+    /// When the listener itself fails.
+    pub async fn run(self: Arc<Self>, listener: TcpListener, mut stop: watch::Receiver<bool>) -> io::Result<()> {
+        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        tokio::spawn(watch_agents(self.registry.clone(), stop.clone()));
+        loop {
+            let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            };
+            match accepted {
+                Ok((tcp, peer)) => {
+                    let server = self.clone();
+                    tokio::spawn(async move {
+                        server.connection(tcp, peer).await;
+                        drop(slot);
+                    });
+                }
+                Err(error) => {
+                    // Out of file descriptors or memory: connections that end make room.
+                    warn!("a connection cannot be accepted: {error}");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(self: Arc<Self>, tcp: TcpStream, peer: SocketAddr) {
+        let agents_file = self.registry.agents_file.clone();
+        let agents = match spawn_blocking(move || Agents::load(&agents_file)).await {
+            Ok(Ok(agents)) => agents,
+            Ok(Err(error)) => return warn!("nobody is admitted: {error}"),
+            Err(_) => return,
+        };
+        let admit = |upgrade: &Upgrade| self.admit(&agents, upgrade);
+        let (socket, endpoint, entry) = match accept(tcp, &self.acceptor, peer.ip(), admit).await {
+            Ok(accepted) => accepted,
+            Err(error) => return warn!("{peer}: {error}"),
+        };
+        debug!("{peer}: connected to {endpoint}");
+        match entry {
+            Entry::Config(place) => self.config(socket, place, peer).await,
+            Entry::Disk(admitted, link) => disk(socket, endpoint, *admitted, link, peer).await,
+            Entry::Restore(agent, disk, cut) => {
+                super::fetch::serve(socket, self.data_dir.clone(), agent, disk, cut).await;
+            }
+        }
+    }
+
+    fn admit(&self, agents: &Agents, upgrade: &Upgrade) -> Result<Entry, Refusal> {
+        let refuse = |status, reason: String| {
+            let who = upgrade.header(header::AGENT).unwrap_or("?").escape_default().to_string();
+            warn!(AGENT = %who, "refused on {}: {reason}", upgrade.endpoint);
+            Refusal { status, reason }
+        };
+        let agent = upgrade.header(header::AGENT).unwrap_or_default().parse::<AgentId>();
+        let agent = agent.map_err(|e| refuse(400, e.to_string()))?;
+        let secret = upgrade.bearer().and_then(Secret::from_hex);
+        if !secret.is_some_and(|secret| agents.accepts(&agent, &secret)) {
+            // Which of the two it is, is nobody's business but the dispatcher's operator's.
+            let known = agents.contains(&agent);
+            let why = if known { "its secret is wrong" } else { "it is not in the agents file" };
+            let _ = refuse(401, format!("agent {agent}: {why}"));
+            let reason = format!("agent {agent} is not enrolled with this key: run 'blxrep enroll {agent}' on the dispatcher");
+            return Err(Refusal { status: 401, reason });
+        }
+        if upgrade.endpoint == Endpoint::Config {
+            let token = random_token().map_err(|e| refuse(500, e.to_string()))?;
+            let place = self.registry.enter(&agent, token);
+            let taken = || refuse(409, format!("agent {agent} is connected already"));
+            return place.map(Entry::Config).ok_or_else(taken);
+        }
+        let disk = upgrade.header(header::DISK).unwrap_or_default().parse::<DiskId>();
+        let disk = disk.map_err(|e| refuse(400, e.to_string()))?;
+        let token = upgrade.header(header::SESSION).and_then(unhex::<16>).unwrap_or_default();
+        let admitted = self.registry.admit(&agent, &token, &disk).map_err(|e| refuse(403, e))?;
+        if upgrade.endpoint == Endpoint::Restore {
+            return Ok(Entry::Restore(agent, disk, admitted.cut));
+        }
+        let link = upgrade.header(header::LINK).and_then(|link| link.parse().ok());
+        let link = link.ok_or_else(|| refuse(400, "no link number".to_owned()))?;
+        Ok(Entry::Disk(Box::new(admitted), link))
+    }
+
+    async fn config(&self, socket: ServerSocket, mut place: Place, peer: SocketAddr) {
+        let (out, outbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
+        let (inbox, mut inbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
+        let deliver = |frame| {
+            let inbox = inbox.clone();
+            async move { inbox.send(frame).await.is_ok() }
+        };
+        let mut pumping = std::pin::pin!(pump(socket, outbound, deliver));
+        let agent = place.agent.clone();
+        let end = loop {
+            let frame = tokio::select! {
+                end = &mut pumping => break end.to_string(),
+                _ = place.cut.wait_for(|cut| *cut) => break "cut off here".to_owned(),
+                Some(frame) = inbound.recv() => self.config_frame(&place, &frame, peer).await,
+                Some(order) = place.orders.recv() => Ok(Some(order)),
+            };
+            let answer = match frame {
+                Ok(Some(answer)) => encode_message(&answer).map_err(|e| e.to_string()),
+                Ok(None) => continue,
+                Err(reason) => break reason,
+            };
+            match answer {
+                Ok(bytes) if out.send(bytes).await.is_ok() => {}
+                Ok(_) => break "the connection is gone".to_owned(),
+                Err(reason) => break reason,
+            }
+        };
+        info!(AGENT = %agent, "agent {agent} ({peer}) is gone: {end}");
+    }
+
+    async fn config_frame(&self, place: &Place, frame: &[u8], peer: SocketAddr) -> Result<Option<ConfigDown>, String> {
+        let agent = &place.agent;
+        match decode_message(frame).map_err(|e| e.to_string())? {
+            ConfigUp::Hello { software, boot_id, disks } => {
+                if disks.is_empty() || disks.len() > DISKS_MAX {
+                    return Err(format!("an agent has 1 to {DISKS_MAX} disks, not {}", disks.len()));
+                }
+                let names: Vec<&str> = disks.iter().map(|offer| offer.device.as_str()).collect();
+                let (software, boot_id) = (software.escape_default(), boot_id.escape_default());
+                let names = names.join(", ").escape_default().to_string();
+                info!(AGENT = %agent, "agent {agent} ({peer}) with {names}; blxrep {software}, boot {boot_id}");
+                self.registry.offer(agent, disks);
+                Ok(Some(ConfigDown::Welcome { session: place.token }))
+            }
+            ConfigUp::Footprint(json) => {
+                if json.len() > FOOTPRINT_MAX_BYTES {
+                    return Err("a footprint that is too long".to_owned());
+                }
+                let (catalogue, of) = (self.catalogue.clone(), agent.clone());
+                let kept = spawn_blocking(move || catalogue.put_footprint(&of, &json)).await;
+                if let Ok(Err(error)) = kept {
+                    warn!(AGENT = %agent, "its footprint is not kept: {}", cut_text(error.to_string()));
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+async fn disk(socket: ServerSocket, endpoint: Endpoint, admitted: Admitted, number: u64, peer: SocketAddr) {
+    let Admitted { disk, orders, mut cut } = admitted;
+    let (out, outbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
+    if disk.queue.send(Input::LinkUp { number, endpoint, out, orders }).await.is_err() {
+        return;
+    }
+    let deliver = |frame| {
+        let queue = disk.queue.clone();
+        async move { queue.send(Input::Frame(number, endpoint, frame)).await.is_ok() }
+    };
+    let end = tokio::select! {
+        end = pump(socket, outbound, deliver) => end.to_string(),
+        _ = cut.wait_for(|cut| *cut) => "the session ended".to_owned(),
+    };
+    debug!("{peer}: {endpoint} ended: {end}");
+    let _ = disk.queue.send(Input::LinkDown(number)).await;
+}
+
+async fn watch_agents(registry: Arc<Registry>, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(AGENTS_CHECK) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+        let path = registry.agents_file.clone();
+        let Ok(Ok(agents)) = spawn_blocking(move || Agents::load(&path)).await else { continue };
+        for agent in registry.agents().into_iter().filter(|agent| !agents.contains(agent)) {
+            warn!(AGENT = %agent, "agent {agent} is not in the agents file any more: cut off");
+            registry.cut(&agent);
+        }
+    }
+}
+
+fn random_token() -> Result<[u8; 16], getrandom::Error> {
+    let mut token = [0; 16];
+    getrandom::fill(&mut token)?;
+    Ok(token)
+}

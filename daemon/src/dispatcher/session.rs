@@ -1,0 +1,336 @@
+//! One disk on the dispatcher: what an agent's message does to the store, and what is answered.
+//!
+//! No sockets and no clocks: bytes in, answers out, and the store's files through [`crate::store::files::Files`].
+//! Acknowledged means durable: nothing is acknowledged before [`DiskStore::sync`] or [`DiskStore::commit`] has
+//! returned.
+
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::reattach::{self, Reason};
+use crate::checkpoint::Checkpoint;
+use crate::geometry::Geometry;
+use crate::ids::{AgentId, CheckpointId, DiskId, Epoch};
+use crate::run::Run;
+use crate::store::disk_store::{DiskStore, Seal, StoreError};
+use crate::store::files::Files;
+use crate::tracker::{Claim, Gap};
+use crate::wire::Endpoint;
+use crate::wire::frame::{Area, Frame, FrameError, decode, decode_message};
+use crate::wire::message::{DIGESTS_MAX, DiskDown, DiskUp, Plan, cut_text};
+
+/// The most bytes an agent may send ahead of acknowledgements.
+const WINDOW_BYTES: u32 = 48 << 20;
+/// Data is made durable and acknowledged at least this often.
+const SYNC_EVERY_BYTES: u64 = 12 << 20;
+
+/// Why the dispatcher does not go on with a disk's connection.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The agent broke the protocol.
+    #[error("{0}")]
+    Protocol(String),
+    /// The bytes are no frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The disk is refused until a person has acted.
+    #[error("{0}")]
+    Lasting(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl SessionError {
+    /// The last message of the connection.
+    pub fn to_message(&self) -> DiskDown {
+        DiskDown::Refused { reason: cut_text(self.to_string()), lasting: matches!(self, Self::Lasting(_)) }
+    }
+}
+
+/// What a frame led to, besides answers.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Send this to the agent.
+    Answer(Endpoint, DiskDown),
+    /// The disk is attached and nothing must be scanned before syncs.
+    Ready,
+    /// A checkpoint was committed.
+    Committed(Box<Checkpoint>),
+    /// An ordered sync failed.
+    SyncFailed(String),
+}
+
+struct Attachment {
+    geometry: Geometry,
+    device: String,
+    epoch: Epoch,
+    scanning: bool,
+    /// Highest sequence number received, and acknowledged, on snapshot and live.
+    received: [u64; 2],
+    acked: [u64; 2],
+}
+
+/// One disk of one agent. See the module.
+pub struct DiskSession {
+    files: Arc<dyn Files>,
+    agent: AgentId,
+    disk: DiskId,
+    instance: Epoch,
+    store: Option<DiskStore>,
+    attachment: Option<Attachment>,
+    comparing: Option<Epoch>,
+}
+
+fn slot(endpoint: Endpoint) -> usize {
+    usize::from(endpoint == Endpoint::Live)
+}
+
+impl DiskSession {
+    /// A disk; its files are opened when it is first needed.
+    pub fn new(files: Arc<dyn Files>, agent: AgentId, disk: DiskId, instance: Epoch) -> Self {
+        Self { files, agent, disk, instance, store: None, attachment: None, comparing: None }
+    }
+
+    /// The newest checkpoint, as far as the store is open.
+    pub fn newest(&self) -> Option<&Checkpoint> {
+        self.store.as_ref().and_then(DiskStore::newest)
+    }
+
+    /// Whether the agent is attached.
+    pub fn is_attached(&self) -> bool {
+        self.attachment.is_some()
+    }
+
+    /// Bytes copied and bytes of the disk, while the full copy is under way.
+    pub fn copy_progress(&self) -> Option<(u64, u64)> {
+        let copy = self.store.as_ref()?.copy()?;
+        let total = copy.geometry.size_bytes();
+        Some(((copy.groups_present << crate::geometry::GROUP_SHIFT).min(total), total))
+    }
+
+    /// The connection is gone. What it had sent is made durable, so that it need not be sent again.
+    pub fn detach(&mut self) {
+        self.attachment = None;
+        if let Some(Err(error)) = self.store.as_mut().map(DiskStore::sync) {
+            warn!(AGENT = %self.agent, DISK = %self.disk, "what was received last is not durable: {error}");
+            self.store = None;
+        }
+    }
+
+    /// Takes in one frame. After an error the connection is closed and [`Self::detach`] called.
+    ///
+    /// # Errors
+    /// When the frame breaks the protocol or the store fails. Nothing is lost: the agent keeps what is not acknowledged.
+    pub fn frame(&mut self, endpoint: Endpoint, bytes: &[u8]) -> Result<Vec<Event>, SessionError> {
+        let events = match &self.attachment {
+            None => self.first_frame(endpoint, bytes),
+            Some(attachment) => match decode::<DiskUp>(bytes, attachment.geometry)? {
+                Frame::Data { area, seq, run } => self.data(endpoint, area, seq, &run),
+                Frame::Message(message) => self.message(endpoint, message),
+            },
+        };
+        if matches!(events, Err(SessionError::Store(_))) {
+            // Its memory may no longer be what the files hold: recover from them at the next attach.
+            self.store = None;
+        }
+        events
+    }
+
+    fn first_frame(&mut self, endpoint: Endpoint, bytes: &[u8]) -> Result<Vec<Event>, SessionError> {
+        match (endpoint, decode_message(bytes)?) {
+            (Endpoint::Live, DiskUp::Attach { device, geometry, claim }) => self.attach(device, geometry, claim),
+            _ => Err(SessionError::Protocol("the first message must be an attach".to_owned())),
+        }
+    }
+
+    fn store(&mut self) -> Result<&mut DiskStore, StoreError> {
+        if self.store.is_none() {
+            self.store = Some(DiskStore::open(self.files.clone(), self.agent.clone(), self.disk.clone())?);
+            self.comparing = None;
+        }
+        self.store.as_mut().ok_or_else(StoreError::closed)
+    }
+
+    fn attach(&mut self, device: String, geometry: Geometry, claim: Claim) -> Result<Vec<Event>, SessionError> {
+        check_device_name(&device)?;
+        let comparing = self.comparing;
+        let store = self.store()?;
+        // What came on a connection that broke must be durable before the agent is told it is here.
+        store.sync()?;
+        let known = store.newest().map(|c| c.geometry).or_else(|| store.copy().map(|c| c.geometry));
+        check_geometry(known, geometry)?;
+        let (plan, reason) = reattach::plan(claim, store.newest(), store.copy().map(|copy| copy.epoch));
+        let mut resumes = true;
+        match plan {
+            Plan::Continue => {}
+            Plan::Copy { compare } => {
+                if store.copy().is_none() {
+                    store.begin_copy(geometry, &device, claim.epoch)?;
+                }
+                resumes = !compare || comparing == Some(claim.epoch);
+            }
+            Plan::Compare => {
+                resumes = comparing == Some(claim.epoch);
+                if !resumes {
+                    store.drop_delta()?;
+                }
+            }
+        }
+        if let (Some(reason), false) = (reason, resumes) {
+            store.put_gap(claim.gap.unwrap_or(Gap::NewTracker))?;
+            let why = match reason {
+                Reason::Gap(gap) => gap.to_string(),
+                Reason::OtherHistory => "the agent's last checkpoint is not the newest one here".to_owned(),
+            };
+            warn!(AGENT = %self.agent, DISK = %self.disk, "gap: {why}; the whole disk is compared");
+        }
+        let newest = store.newest().map(|c| c.id);
+        let next_seq = store.last_seq() + 1;
+        self.comparing = reason.map(|_| claim.epoch);
+        let scanning = plan != Plan::Continue;
+        let acked = [next_seq - 1; 2];
+        self.attachment = Some(Attachment { geometry, device, epoch: claim.epoch, scanning, received: acked, acked });
+        info!(AGENT = %self.agent, DISK = %self.disk, "attached: {}", describe(plan));
+        let attached =
+            DiskDown::Attached { plan, instance: self.instance, resumes, newest, next_seq, window_bytes: WINDOW_BYTES };
+        let mut events = vec![Event::Answer(Endpoint::Live, attached)];
+        events.extend((!scanning).then_some(Event::Ready));
+        Ok(events)
+    }
+
+    fn data(&mut self, endpoint: Endpoint, area: Area, seq: u64, run: &Run) -> Result<Vec<Event>, SessionError> {
+        let attachment = self.attachment.as_mut().ok_or_else(not_attached)?;
+        let received = attachment.received.get_mut(slot(endpoint)).ok_or_else(not_attached)?;
+        if seq <= *received {
+            return Err(SessionError::Protocol(format!("data number {seq} came behind number {received}")));
+        }
+        let store = self.store.as_mut().ok_or_else(StoreError::closed)?;
+        match area {
+            Area::Base => store.put_base(run)?,
+            Area::Delta => store.put_delta(seq, attachment.epoch, run)?,
+        }
+        *received = seq;
+        if store.unsynced_bytes() >= SYNC_EVERY_BYTES { self.flush() } else { Ok(Vec::new()) }
+    }
+
+    /// Whether something was received that is not acknowledged yet.
+    pub fn has_unacked(&self) -> bool {
+        self.attachment.as_ref().is_some_and(|a| a.received != a.acked)
+    }
+
+    /// Makes everything received durable and acknowledges it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn flush(&mut self) -> Result<Vec<Event>, SessionError> {
+        if let Some(store) = &mut self.store {
+            let synced = store.sync();
+            if let Err(error) = synced {
+                self.store = None;
+                return Err(error.into());
+            }
+        }
+        let Some(attachment) = &mut self.attachment else { return Ok(Vec::new()) };
+        let mut events = Vec::new();
+        for ((endpoint, received), acked) in
+            [Endpoint::Snapshot, Endpoint::Live].into_iter().zip(attachment.received).zip(&mut attachment.acked)
+        {
+            if received > *acked {
+                *acked = received;
+                events.push(Event::Answer(endpoint, DiskDown::Ack { seq: received }));
+            }
+        }
+        Ok(events)
+    }
+
+    fn message(&mut self, endpoint: Endpoint, message: DiskUp) -> Result<Vec<Event>, SessionError> {
+        let attachment = self.attachment.as_mut().ok_or_else(not_attached)?;
+        let geometry = attachment.geometry;
+        let store = self.store.as_mut().ok_or_else(StoreError::closed)?;
+        match (endpoint, message) {
+            (Endpoint::Live, DiskUp::Changed(extents)) => {
+                if extents.iter().any(|e| e.count == 0 || e.end() > geometry.blocks()) {
+                    return Err(SessionError::Protocol("changed blocks that are not on the disk".to_owned()));
+                }
+                store.put_changed(&extents)?;
+                Ok(Vec::new())
+            }
+            (Endpoint::Snapshot, DiskUp::WantDigests { first_group, count }) => {
+                if count > DIGESTS_MAX || first_group.saturating_add(u64::from(count)) > geometry.groups() {
+                    return Err(SessionError::Protocol("digests of groups that are not on the disk".to_owned()));
+                }
+                let digests = store.digests(first_group, u64::from(count))?;
+                Ok(vec![Event::Answer(Endpoint::Snapshot, DiskDown::Digests { first_group, digests })])
+            }
+            (Endpoint::Snapshot, DiskUp::WantHashes { group }) => {
+                if group >= geometry.groups() {
+                    return Err(SessionError::Protocol("hashes of a group that is not on the disk".to_owned()));
+                }
+                let hashes = store.hashes(group)?;
+                Ok(vec![Event::Answer(Endpoint::Snapshot, DiskDown::Hashes { group, hashes })])
+            }
+            (Endpoint::Snapshot, DiskUp::ScanDone) => {
+                let was = std::mem::replace(&mut attachment.scanning, false);
+                let mut events = self.flush()?;
+                events.extend(was.then_some(Event::Ready));
+                Ok(events)
+            }
+            (Endpoint::Live, DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms, note }) => {
+                if attachment.scanning {
+                    return Err(SessionError::Protocol("a seal while the disk is being copied or compared".to_owned()));
+                }
+                let (device, epoch) = (attachment.device.clone(), attachment.epoch);
+                let note = cut_text(note);
+                self.commit(Seal { id, device, geometry, consistency, time_unix_ms, freeze_ms, epoch, note })
+            }
+            (Endpoint::Live, DiskUp::SyncFailed { reason }) => Ok(vec![Event::SyncFailed(cut_text(reason))]),
+            (endpoint, _) => Err(SessionError::Protocol(format!("a message that does not belong on {endpoint}"))),
+        }
+    }
+
+    fn commit(&mut self, seal: Seal) -> Result<Vec<Event>, SessionError> {
+        let id: CheckpointId = seal.id;
+        let mut events = self.flush()?;
+        let store = self.store.as_mut().ok_or_else(StoreError::closed)?;
+        let checkpoint = store.commit(seal)?;
+        self.comparing = None;
+        events.push(Event::Answer(Endpoint::Live, DiskDown::Committed { id }));
+        events.push(Event::Committed(Box::new(checkpoint)));
+        Ok(events)
+    }
+}
+
+fn not_attached() -> SessionError {
+    SessionError::Protocol("the disk is not attached".to_owned())
+}
+
+fn check_device_name(device: &str) -> Result<(), SessionError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '!');
+    if device.is_empty() || device.len() > 64 || !device.chars().all(plain) {
+        return Err(SessionError::Protocol("a device name that is none".to_owned()));
+    }
+    Ok(())
+}
+
+fn check_geometry(known: Option<Geometry>, now: Geometry) -> Result<(), SessionError> {
+    let Some(known) = known.filter(|known| *known != now) else { return Ok(()) };
+    let (old, new) = (known.size_bytes(), now.size_bytes());
+    Err(SessionError::Lasting(if new < old {
+        format!("the disk shrank from {old} to {new} bytes: is it the same disk? Nothing was changed here")
+    } else if new > old {
+        format!("the disk grew from {old} to {new} bytes: this version cannot go on with it; enroll it under a new agent id")
+    } else {
+        "the disk was copied with another block size".to_owned()
+    }))
+}
+
+fn describe(plan: Plan) -> &'static str {
+    match plan {
+        Plan::Continue => "goes on from the last checkpoint",
+        Plan::Copy { compare: false } => "full copy",
+        Plan::Copy { compare: true } => "full copy, what is there already is compared",
+        Plan::Compare => "the whole disk is compared",
+    }
+}
