@@ -14,6 +14,7 @@ pub mod freeze;
 pub mod geometry;
 pub mod hash;
 pub mod ids;
+pub mod lock;
 pub mod reader;
 pub mod restore;
 pub mod run;

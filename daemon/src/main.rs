@@ -1,1 +1,9 @@
-fn main() {}
+//! The `blxrep` program: `start` runs a role, the other commands work offline.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,0 +1,228 @@
+//! The command line: what a person may type, and what the exit code says.
+
+mod enroll;
+mod log;
+mod offline;
+mod start_agent;
+mod start_dispatcher;
+mod untrack;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use blxrep::agent::run::AgentError;
+use blxrep::config::{ConfigError, DEFAULT_PATH, Mode, Settings};
+use blxrep::freeze;
+use blxrep::ids::{AgentId, IdError};
+use blxrep::restore::{ErrorClass, RestoreError};
+use blxrep::wire::key::KeyError;
+use clap::{Args, Parser, Subcommand};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done, and every byte is right
+  1  failed
+  2  wrong usage or configuration
+  3  refused by the dispatcher
+  4  damage was found in the store
+  5  not found: no such agent, disk or checkpoint";
+
+const START_EXAMPLES: &str = "\
+Examples:
+  blxrep start                                      what /etc/blxrep/config.yaml says
+  blxrep start --mode dispatcher --data-dir /srv/blxrep --agents-file /etc/blxrep/agents --sync-freq 5m
+  blxrep start --mode agent --id web1 --dispatcher-addr backup:8080 --device /dev/sda --key-file /etc/blxrep/key";
+
+const SHOW_EXAMPLES: &str = "\
+Examples:
+  blxrep dispatcher show --agent web1 --data-dir /srv/blxrep
+  blxrep dispatcher show --agent web1 --data-dir /srv/blxrep --start 202611210000 --json";
+
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint latest
+  blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint 202611212034 --disk sda --output web1.img
+  blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint latest --output /dev/sdb";
+
+const ENROLL_EXAMPLES: &str = "\
+Example:
+  blxrep enroll web1 --data-dir /srv/blxrep --agents-file /etc/blxrep/agents > web1.key
+then put web1.key on the agent as its key-file, mode 600.";
+
+/// Live replication of disks, for disaster recovery.
+#[derive(Parser)]
+#[command(name = "blxrep", version, after_help = EXIT_CODES, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a role, agent or dispatcher, in the foreground
+    #[command(after_help = START_EXAMPLES)]
+    Start(Start),
+    /// Work on a dispatcher's data directory, with or without a running daemon
+    #[command(subcommand)]
+    Dispatcher(Offline),
+    /// Let an agent connect: print its key, keep only a hash
+    #[command(after_help = ENROLL_EXAMPLES)]
+    Enroll(Enroll),
+    /// Stop tracking this machine's disks; the next start of the agent compares them whole
+    Untrack(Untrack),
+    /// Thaw file systems that an agent which was killed left frozen
+    Thaw(Thaw),
+    /// The process that freezes and thaws; started by the agent
+    #[command(hide = true)]
+    FreezeGuard,
+}
+
+#[derive(Args)]
+struct Start {
+    /// The configuration file [default: /etc/blxrep/config.yaml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Subcommand)]
+enum Offline {
+    /// List the checkpoints of an agent
+    #[command(after_help = SHOW_EXAMPLES)]
+    Show(Show),
+    /// Bring a checkpoint back into a file or onto a block device, every block verified
+    #[command(after_help = RESTORE_EXAMPLES)]
+    Restore(Restore),
+}
+
+#[derive(Args)]
+struct Show {
+    /// Whose checkpoints
+    #[arg(long)]
+    agent: AgentId,
+    /// The dispatcher's data directory
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Only this disk: its id or its device's name
+    #[arg(long)]
+    disk: Option<String>,
+    /// Not before this minute, YYYYMMDDHHMM in UTC
+    #[arg(long, value_name = "MINUTE")]
+    start: Option<String>,
+    /// Not after this minute, YYYYMMDDHHMM in UTC
+    #[arg(long, value_name = "MINUTE")]
+    end: Option<String>,
+    /// For programs: an array of objects
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Restore {
+    /// Which: YYYYMMDDHHMMSS, YYYYMMDDHHMM for the newest of a minute, or 'latest'
+    #[arg(long)]
+    checkpoint: String,
+    /// Whose
+    #[arg(long)]
+    agent: AgentId,
+    /// The dispatcher's data directory
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Which disk, its id or its device's name; needed if the agent has several
+    #[arg(long)]
+    disk: Option<String>,
+    /// A new file, or a block device that is not in use [default: AGENT-DISK-CHECKPOINT.img here]
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Enroll {
+    /// The agent's id
+    agent: AgentId,
+    /// The dispatcher's data directory
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// The dispatcher's agents file; the agent is added to it
+    #[arg(long, value_name = "FILE")]
+    agents_file: PathBuf,
+}
+
+#[derive(Args)]
+struct Untrack {
+    /// The agent whose trackers are removed
+    #[arg(long)]
+    id: AgentId,
+    /// Only this disk, its id or its device's name
+    #[arg(long)]
+    disk: Option<String>,
+}
+
+#[derive(Args)]
+struct Thaw {
+    /// The agent's state directory
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/blxrep")]
+    state_dir: PathBuf,
+}
+
+/// Parses, runs, prints the error and makes the exit code.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("blxrep: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Start(start) => {
+            let (settings, file) = Settings::load(start.settings, start.config.as_deref())?;
+            log::init();
+            match settings.mode {
+                Some(Mode::Agent) => start_agent::run(settings, &file),
+                Some(Mode::Dispatcher) => start_dispatcher::run(settings, &file),
+                None => Err(ConfigError::Missing { key: "mode", path: file }.into()),
+            }
+        }
+        Command::Dispatcher(Offline::Show(show)) => offline::show(&show),
+        Command::Dispatcher(Offline::Restore(restore)) => offline::restore(restore),
+        Command::Enroll(enroll) => enroll::run(&enroll),
+        Command::Untrack(untrack) => untrack::run(&untrack),
+        Command::Thaw(thaw) => {
+            for mount in freeze::record::thaw_leftovers(&thaw.state_dir)? {
+                println!("thawed {}", mount.display());
+            }
+            Ok(())
+        }
+        Command::FreezeGuard => freeze::guard::main(),
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let usage = error.is::<ConfigError>() || error.is::<KeyError>() || error.is::<IdError>();
+    match (error.downcast_ref::<RestoreError>().map(RestoreError::class), error.downcast_ref::<AgentError>()) {
+        (Some(ErrorClass::Usage), _) => 2,
+        (Some(ErrorClass::Damaged), _) => 4,
+        (Some(ErrorClass::NotFound), _) => 5,
+        (_, Some(AgentError::Refused(_) | AgentError::NoDisk(_))) => 3,
+        _ if usage => 2,
+        _ => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+        assert!(DEFAULT_PATH.ends_with("config.yaml"));
+    }
+}
