@@ -192,14 +192,10 @@ pub enum RestoreUp {
         /// Which, or the newest.
         checkpoint: Option<CheckpointId>,
     },
-    /// Grants this many more bytes of data frames.
-    Credit {
-        /// How many.
-        bytes: u32,
-    },
 }
 
-/// Dispatcher to agent on `/ws/restore`; between them come data frames of the area base.
+/// Dispatcher to agent on `/ws/restore`; between begin and end come data frames of the area base, one or more for
+/// every group in ascending order. A slow reader slows them by not reading: there is nothing else on the connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RestoreDown {
     /// The answer to a fetch.
