@@ -1,5 +1,8 @@
 //! What a checkpoint is: a point in time of one disk, how it was proven, and on which it builds.
 
+pub mod chain;
+pub mod select;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};

@@ -1,1 +1,116 @@
-//! Bringing checkpoints back.
+//! Brings a checkpoint back: finds it, verifies all it rests on, writes it out and reads back what was written.
+//!
+//! Works on a data directory alone: no lock, no database, read-only, also while a dispatcher writes there. What must
+//! never happen here: a byte reported good that was not checked, a file that looks like a whole image and is not,
+//! an existing file overwritten.
+
+pub mod verify;
+
+pub use output::{RestoreOptions, RestoreReport, restore};
+pub use show::{ShowRow, show};
+
+mod find;
+mod output;
+mod show;
+mod target;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use crate::store::{Damage, StoreError};
+
+/// What kind of error it is, for the exit status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// The request makes no sense.
+    Usage,
+    /// There is no such agent, disk or checkpoint.
+    NotFound,
+    /// The store is damaged.
+    Damaged,
+    /// The file system or a device failed or is full.
+    Io,
+}
+
+/// Why nothing was shown or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The request makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// There is no such agent, disk or checkpoint.
+    #[error("{0}")]
+    NotFound(String),
+    /// The store is damaged; everything that was found.
+    #[error("{}", DamageList(.0))]
+    Damaged(Vec<Damage>),
+    /// Reading the data directory failed.
+    #[error("data directory: {0}")]
+    Store(StoreError),
+    /// Writing or reading back the output failed.
+    #[error("{target}: cannot {what}: {source}{hint}")]
+    Output {
+        /// The output.
+        target: String,
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+        /// What to do, or what state the target is in.
+        hint: &'static str,
+    },
+    /// What was written reads back as something else.
+    #[error("{target}: block {block} reads back as something else than was written: the target is faulty")]
+    ReadBack {
+        /// The output.
+        target: String,
+        /// The first such block.
+        block: u64,
+    },
+}
+
+struct DamageList<'a>(&'a [Damage]);
+
+impl fmt::Display for DamageList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, damage) in self.0.iter().enumerate() {
+            write!(f, "{}{damage}", if i == 0 { "" } else { "\n" })?;
+        }
+        Ok(())
+    }
+}
+
+impl RestoreError {
+    /// What kind of error it is.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Usage(_) => ErrorClass::Usage,
+            Self::NotFound(_) => ErrorClass::NotFound,
+            Self::Damaged(_) => ErrorClass::Damaged,
+            Self::Store(_) | Self::Output { .. } | Self::ReadBack { .. } => ErrorClass::Io,
+        }
+    }
+
+    fn output(target: &Path, what: &'static str, source: io::Error) -> Self {
+        let hint = match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "; free some space or name another --output"
+            }
+            _ => "",
+        };
+        Self::Output { target: target.display().to_string(), what, source, hint }
+    }
+}
+
+impl From<StoreError> for RestoreError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Damaged(damage) => Self::Damaged(vec![damage]),
+            other => Self::Store(other),
+        }
+    }
+}

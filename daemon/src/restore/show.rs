@@ -1,0 +1,108 @@
+//! The checkpoints there are, for people and scripts.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{RestoreError, find};
+use crate::checkpoint::chain::Member;
+use crate::ids::{AgentId, CheckpointId};
+use crate::store::layout::Paths;
+
+/// One checkpoint, as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShowRow {
+    /// The id, as text.
+    pub checkpoint: String,
+    /// Whose it is.
+    pub agent: String,
+    /// The disk's id.
+    pub disk: String,
+    /// The device's name on the agent when it was taken; empty if that cannot be read.
+    pub device: String,
+    /// When it was frozen, RFC 3339 in UTC.
+    pub time: String,
+    /// `application`, `filesystem`, `crash` or `fuzzy`; `damaged` if it cannot be restored as things are.
+    pub consistency: String,
+    /// The disk's size in bytes; 0 if that cannot be read.
+    pub size_bytes: u64,
+    /// Bytes its own files take.
+    pub delta_bytes: u64,
+    /// The checkpoint it builds on.
+    pub parent: Option<String>,
+    /// How long file systems were frozen, in milliseconds.
+    pub freeze_ms: u32,
+    /// What a person should know; the damage, if there is.
+    pub note: String,
+}
+
+/// The checkpoints of an agent's disks, oldest first, from minute `start` to minute `end` (`YYYYMMDDHHMM` as a number,
+/// both included). Only what the files say of themselves is looked at, not their data.
+///
+/// # Errors
+/// NotFound or Usage for an agent or disk that is not there or not clear; Io.
+pub fn show(
+    data_dir: &Path,
+    agent: &AgentId,
+    disk: Option<&str>,
+    start: Option<u64>,
+    end: Option<u64>,
+) -> Result<Vec<ShowRow>, RestoreError> {
+    let dir = find::data_dir(data_dir)?;
+    let wanted = |id: CheckpointId| {
+        start.is_none_or(|minute| id.minute() >= minute) && end.is_none_or(|minute| id.minute() <= minute)
+    };
+    let mut rows = Vec::new();
+    for found in find::disks(&dir, agent, disk)? {
+        let members = found.chain.members.iter().filter(|m| wanted(m.checkpoint.id));
+        rows.extend(members.map(|member| row(data_dir, &found.owner, member)));
+        if let Some((damage, ids)) = &found.chain.broken {
+            let lost = ids.iter().filter(|id| wanted(**id));
+            rows.extend(lost.map(|id| damaged_row(data_dir, &found.owner, *id, damage.to_string())));
+        }
+    }
+    Ok(rows)
+}
+
+fn time_text(unix_ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(unix_ms).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
+}
+
+fn own_bytes(data_dir: &Path, owner: &Paths, id: CheckpointId) -> u64 {
+    let files = [owner.bak(id), owner.img(id), owner.sum(id)];
+    files.iter().filter_map(|f| data_dir.join(f).metadata().ok()).map(|m| m.blocks() * 512).sum()
+}
+
+fn row(data_dir: &Path, owner: &Paths, member: &Member) -> ShowRow {
+    let c = &member.checkpoint;
+    ShowRow {
+        checkpoint: c.id.to_string(),
+        agent: c.agent.to_string(),
+        disk: c.disk.to_string(),
+        device: c.device.clone(),
+        time: time_text(i64::try_from(c.time_unix_ms).unwrap_or(i64::MAX)),
+        consistency: c.consistency.to_string(),
+        size_bytes: c.geometry.size_bytes(),
+        delta_bytes: own_bytes(data_dir, owner, c.id),
+        parent: c.parent.map(|id| id.to_string()),
+        freeze_ms: c.freeze_ms,
+        note: c.note.clone(),
+    }
+}
+
+fn damaged_row(data_dir: &Path, owner: &Paths, id: CheckpointId, note: String) -> ShowRow {
+    ShowRow {
+        checkpoint: id.to_string(),
+        agent: owner.agent.to_string(),
+        disk: owner.disk.to_string(),
+        device: String::new(),
+        time: time_text(id.unix_seconds() * 1000),
+        consistency: "damaged".into(),
+        size_bytes: 0,
+        delta_bytes: own_bytes(data_dir, owner, id),
+        parent: None,
+        freeze_ms: 0,
+        note,
+    }
+}

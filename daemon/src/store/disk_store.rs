@@ -1,0 +1,483 @@
+//! One disk's files, opened for writing by one thread of the dispatcher.
+//!
+//! Data goes to disk before the names that make it visible; [`DiskStore::open`] finishes or forgets what a crash cut
+//! off. After an error of the file system the object refuses everything: what is on disk is not known any more until
+//! it is opened again.
+//!
+//! What must never happen here: a commit that is answered with success and can still be lost, a checkpoint that
+//! lacks a block that was reported changed, anything stored whose hash was not checked.
+
+use std::sync::Arc;
+
+use super::bak::DeltaLog;
+use super::block_map::{BlockMap, Piece};
+use super::copy::Copy;
+use super::cst::OpenJournal;
+use super::files::Files;
+use super::handle::{Dir, Handle};
+use super::layout::{self, Header, Kind, Link, Paths, SealHash};
+use super::view::{Layers, overlay};
+use super::{StoreError, fold, sum};
+use crate::bitmap::Extent;
+use crate::checkpoint::{Checkpoint, Consistency};
+use crate::geometry::Geometry;
+use crate::hash::{BlockHash, GroupDigest, group_digest};
+use crate::ids::{AgentId, CheckpointId, DiskId, Epoch};
+use crate::run::Run;
+use crate::tracker::Gap;
+
+/// How far a full copy is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyState {
+    /// Size and block size of the disk.
+    pub geometry: Geometry,
+    /// The device's name on the agent.
+    pub device: String,
+    /// The tracker's life in which the copy began.
+    pub epoch: Epoch,
+    /// Groups that have arrived whole.
+    pub groups_present: u64,
+    /// Groups of the disk.
+    pub groups: u64,
+}
+
+/// Everything a commit says of the checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seal {
+    /// The id; later than the newest.
+    pub id: CheckpointId,
+    /// The device's name on the agent: 1 to 64 bytes without control characters.
+    pub device: String,
+    /// Size and block size of the disk.
+    pub geometry: Geometry,
+    /// How it was proven.
+    pub consistency: Consistency,
+    /// When it was frozen, in milliseconds since 1970.
+    pub time_unix_ms: u64,
+    /// How long it was frozen, in milliseconds.
+    pub freeze_ms: u32,
+    /// The tracker's life.
+    pub epoch: Epoch,
+    /// What a person should know; cut after 512 bytes.
+    pub note: String,
+}
+
+/// One disk's files, opened for writing.
+pub struct DiskStore {
+    pub(super) dir: Dir,
+    pub(super) owner: Paths,
+    pub(super) epoch: Epoch,
+    pub(super) chain: Vec<Checkpoint>,
+    pub(super) newest: Option<Link>,
+    /// The base's `.sum`, once there is a base.
+    pub(super) base: Option<Handle>,
+    pub(super) layers: Layers,
+    /// Which layer holds the newest committed data of a block that is not the base's.
+    pub(super) head: BlockMap,
+    pub(super) copy: Option<Copy>,
+    pub(super) delta: Option<DeltaLog>,
+    pub(super) journal: Option<OpenJournal>,
+    pub(super) unsynced_bytes: u64,
+    pub(super) poisoned: bool,
+}
+
+impl DiskStore {
+    /// Opens the files of a disk, whatever state they were left in: finishes a commit that was cut off, cuts torn
+    /// tails, removes what is part of nothing.
+    ///
+    /// # Errors
+    /// Damaged if the files contradict themselves in a way no crash explains; NoSpace; Io.
+    pub fn open(files: Arc<dyn Files>, agent: AgentId, disk: DiskId) -> Result<Self, StoreError> {
+        super::recover::open(Dir::new(files), Paths::new(agent, disk))
+    }
+
+    /// The committed checkpoints, base first.
+    pub fn chain(&self) -> &[Checkpoint] {
+        &self.chain
+    }
+
+    /// The newest committed checkpoint.
+    pub fn newest(&self) -> Option<&Checkpoint> {
+        self.chain.last()
+    }
+
+    /// Names the tracker's life that a delta or journal begun from now on belongs to.
+    pub fn set_epoch(&mut self, epoch: Epoch) {
+        self.epoch = epoch;
+    }
+
+    /// The tracker's life in which the open delta began; `None` if there is no open delta.
+    pub fn delta_epoch(&self) -> Option<Epoch> {
+        self.delta.as_ref().map(|d| d.header().epoch)
+    }
+
+    /// Begins the full copy; an earlier one that is not complete is thrown away, with its delta and journal.
+    ///
+    /// # Errors
+    /// Refused if the disk has a base already or the device's name cannot be kept; NoSpace; Io.
+    pub fn begin_copy(&mut self, geometry: Geometry, device: &str, epoch: Epoch) -> Result<(), StoreError> {
+        self.guarded(|s| {
+            if let Some(newest) = s.newest() {
+                return Err(StoreError::Refused(format!(
+                    "the disk has checkpoint {} to build on",
+                    newest.id
+                )));
+            }
+            check_device(device)?;
+            s.forget_copy()?;
+            s.epoch = epoch;
+            let header = Header::open(Kind::Sum, &s.owner, device, geometry, epoch);
+            s.copy = Some(Copy::create(&s.dir, &s.owner, header)?);
+            Ok(())
+        })
+    }
+
+    fn forget_copy(&mut self) -> Result<(), StoreError> {
+        (self.copy, self.delta, self.journal) = (None, None, None);
+        for path in
+            [self.owner.next_bak(), self.owner.next_cst(), self.owner.copy_sum(), self.owner.copy_img()]
+        {
+            if self.dir.exists(&path)? {
+                // Each one durably gone before the next: a delta must not outlive into another copy.
+                self.dir.remove(&path)?;
+                self.dir.sync_names(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How far the full copy is; `None` if none was begun or it has become a checkpoint.
+    pub fn copy(&self) -> Option<CopyState> {
+        self.copy.as_ref().map(|copy| CopyState {
+            geometry: copy.geometry(),
+            device: copy.header.device.clone(),
+            epoch: copy.header.epoch,
+            groups_present: copy.groups_present(),
+            groups: copy.geometry().groups(),
+        })
+    }
+
+    /// Size and block size, once a copy was begun.
+    pub fn geometry(&self) -> Option<Geometry> {
+        let committed = self.newest().map(|c| c.geometry);
+        committed.or_else(|| self.copy.as_ref().map(Copy::geometry))
+    }
+
+    fn known_geometry(&self) -> Result<Geometry, StoreError> {
+        self.geometry().ok_or_else(|| StoreError::Refused("no full copy was begun".into()))
+    }
+
+    /// Digests of at most `count` groups from `first_group` on, of the newest state: the last checkpoint or the copy
+    /// under way, with the open delta laid over it. [`GroupDigest::MISSING`] for a group that was not copied yet.
+    ///
+    /// # Errors
+    /// Refused before a copy was begun; Damaged; Io.
+    pub fn digests(&mut self, first_group: u64, count: u64) -> Result<Vec<GroupDigest>, StoreError> {
+        let geometry = self.known_geometry()?;
+        let end = first_group.saturating_add(count).min(geometry.groups());
+        (first_group..end).map(|group| self.digest(geometry, group)).collect()
+    }
+
+    fn digest(&mut self, geometry: Geometry, group: u64) -> Result<GroupDigest, StoreError> {
+        let (first, count) = geometry.group_extent(group);
+        let extent = Extent { first, count };
+        let overlaid =
+            self.head.touches(extent) || self.delta.as_ref().is_some_and(|d| d.map().touches(extent));
+        if !overlaid && let Some(base) = &self.base {
+            return sum::read_digest(base, geometry, group);
+        }
+        let hashes = self.hashes(group)?;
+        Ok(if hashes.is_empty() { GroupDigest::MISSING } else { group_digest(&hashes) })
+    }
+
+    /// The hashes of a group's blocks in the newest state, as for [`Self::digests`]; empty for a group that was not
+    /// copied yet or lies behind the end of the disk.
+    ///
+    /// # Errors
+    /// Refused before a copy was begun; Damaged; Io.
+    pub fn hashes(&mut self, group: u64) -> Result<Vec<BlockHash>, StoreError> {
+        let geometry = self.known_geometry()?;
+        let (first, count) = geometry.group_extent(group);
+        let extent = Extent { first, count };
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let below = match (&self.base, &self.copy) {
+            (Some(base), _) => Some(sum::read(base, geometry, group)?),
+            (None, Some(copy)) => copy.hashes(group)?,
+            (None, None) => None,
+        };
+        let Some(mut hashes) = below else { return Ok(Vec::new()) };
+        for piece in self.head.within(extent) {
+            overlay(self.layers.file(&self.dir, &self.owner, piece.layer)?, &piece, first, &mut hashes)?;
+        }
+        for (log, piece) in
+            self.delta.iter().flat_map(|d| d.map().within(extent).into_iter().map(move |p| (d, p)))
+        {
+            overlay(log.file(), &piece, first, &mut hashes)?;
+        }
+        Ok(hashes)
+    }
+
+    /// Stores blocks of one group of the copy under way. The data is checked here. Sending the same again changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// Run if a block does not have its hash (nothing is stored); Refused if there is no copy under way, the run
+    /// crosses the border of a group, or the group is there with other data; NoSpace; Io.
+    pub fn put_base(&mut self, run: &Run) -> Result<(), StoreError> {
+        self.guarded(|s| {
+            let copy = s.copy.as_mut().ok_or_else(|| StoreError::Refused("no copy is under way".into()))?;
+            check_range(run.extent(), copy.geometry())?;
+            let data = run.unpack(copy.geometry())?;
+            copy.put(run, data.as_deref())?;
+            s.unsynced_bytes += data.map_or(64, |d| d.len() as u64);
+            Ok(())
+        })
+    }
+
+    /// Appends changed blocks to the open delta, which is created if there is none. The data is checked here. Of two
+    /// runs that hold a block the one with the higher `seq` counts, of equals the later one.
+    ///
+    /// # Errors
+    /// Run if a block does not have its hash (nothing is stored); Refused if no copy was begun or the blocks are not on the disk;
+    /// NoSpace; Io.
+    pub fn put_delta(&mut self, seq: u64, run: &Run) -> Result<(), StoreError> {
+        self.guarded(|s| {
+            let geometry = s.known_geometry()?;
+            check_range(run.extent(), geometry)?;
+            run.unpack(geometry)?;
+            s.unsynced_bytes += s.open_delta()?.append(seq, run)?;
+            Ok(())
+        })
+    }
+
+    fn open_header(&self, kind: Kind) -> Result<Header, StoreError> {
+        let committed = self.newest().map(|c| (c.device.clone(), c.geometry));
+        let begun = || self.copy.as_ref().map(|c| (c.header.device.clone(), c.geometry()));
+        let (device, geometry) =
+            committed.or_else(begun).ok_or_else(|| StoreError::Refused("no full copy was begun".into()))?;
+        let parent = self.newest;
+        Ok(Header { parent, ..Header::open(kind, &self.owner, &device, geometry, self.epoch) })
+    }
+
+    fn open_delta(&mut self) -> Result<&mut DeltaLog, StoreError> {
+        let log = match self.delta.take() {
+            Some(log) => log,
+            None => DeltaLog::create(&self.dir, &self.owner, self.open_header(Kind::Delta)?)?,
+        };
+        Ok(self.delta.insert(log))
+    }
+
+    fn open_journal(&mut self) -> Result<&mut OpenJournal, StoreError> {
+        let journal = match self.journal.take() {
+            Some(journal) => journal,
+            None => OpenJournal::new(self.open_header(Kind::Journal)?),
+        };
+        Ok(self.journal.insert(journal))
+    }
+
+    /// Notes blocks that changed on the agent's disk; durable with the next [`Self::sync`].
+    ///
+    /// # Errors
+    /// Refused if no copy was begun or the blocks are not on the disk.
+    pub fn put_changed(&mut self, extents: &[Extent]) -> Result<(), StoreError> {
+        self.guarded(|s| {
+            let geometry = s.known_geometry()?;
+            extents.iter().try_for_each(|extent| check_range(*extent, geometry))?;
+            s.open_journal()?.changed(extents);
+            s.unsynced_bytes += 16 * extents.len() as u64;
+            Ok(())
+        })
+    }
+
+    /// Notes that a compare of the whole disk follows: what was reported changed before counts no more.
+    ///
+    /// # Errors
+    /// Refused if no copy was begun.
+    pub fn put_gap(&mut self, gap: Gap) -> Result<(), StoreError> {
+        self.guarded(|s| {
+            s.open_journal()?.gap(gap);
+            s.unsynced_bytes += 16;
+            Ok(())
+        })
+    }
+
+    /// Blocks reported changed since the last checkpoint that the open delta does not hold: what is exposed.
+    pub fn exposed_blocks(&self) -> u64 {
+        let Some(journal) = &self.journal else { return 0 };
+        let mut left = journal.state().reported.clone();
+        if let Some(delta) = &self.delta {
+            left.subtract(&delta.map().blocks());
+        }
+        left.len()
+    }
+
+    /// Makes everything put so far durable.
+    ///
+    /// # Errors
+    /// NoSpace or Io.
+    pub fn sync(&mut self) -> Result<(), StoreError> {
+        self.guarded(Self::sync_all)
+    }
+
+    fn sync_all(&mut self) -> Result<(), StoreError> {
+        if let Some(copy) = &mut self.copy {
+            copy.sync(&self.dir)?;
+        }
+        if let Some(delta) = &mut self.delta {
+            delta.sync(&self.dir)?;
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.sync(&self.dir, &self.owner)?;
+        }
+        self.unsynced_bytes = 0;
+        Ok(())
+    }
+
+    /// About how many bytes wait for [`Self::sync`].
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.unsynced_bytes
+    }
+
+    /// The highest sequence number that is durable in the open delta; 0 if there is none.
+    pub fn last_seq(&self) -> u64 {
+        self.delta.as_ref().map_or(0, DeltaLog::durable_seq)
+    }
+
+    /// Forgets the open delta, durably. The journal stays: what it reports must then come again.
+    ///
+    /// # Errors
+    /// NoSpace or Io.
+    pub fn drop_delta(&mut self) -> Result<(), StoreError> {
+        self.guarded(|s| {
+            if s.delta.take().is_some() {
+                s.dir.remove(&s.owner.next_bak())?;
+                s.dir.sync_names(&s.owner.next_bak())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes the newest state a checkpoint. When this returns it is durable and visible.
+    ///
+    /// After an error of the file system the checkpoint may or may not be there: [`Self::open`] tells.
+    ///
+    /// # Errors
+    /// Refused, and nothing changed, if the id is not later than the newest, the copy is not complete, the geometry is
+    /// another, or a block that was reported changed has not arrived; Damaged; NoSpace; Io.
+    pub fn commit(&mut self, seal: Seal) -> Result<Checkpoint, StoreError> {
+        self.guarded(|s| {
+            s.check_commit(&seal)?;
+            s.sync_all()?;
+            s.open_journal()?;
+            let journal = match &mut s.journal {
+                Some(journal) => journal.seal(&s.dir, &s.owner, seal.id)?,
+                None => return Err(StoreError::Poisoned),
+            };
+            let header = Header {
+                device: seal.device,
+                id: Some((seal.id, seal.consistency)),
+                journal,
+                time_unix_ms: seal.time_unix_ms,
+                freeze_ms: seal.freeze_ms,
+                epoch: seal.epoch,
+                note: layout::cut_note(&seal.note),
+                ..s.open_header(Kind::DeltaEnd)?
+            };
+            s.open_delta()?;
+            let Some(mut delta) = s.delta.take() else { return Err(StoreError::Poisoned) };
+            let (closing, hash) = delta.seal(&s.dir, header)?;
+            s.journal = None;
+            s.finish(seal.id, closing, hash, delta.file(), delta.map())
+        })
+    }
+
+    fn check_commit(&self, seal: &Seal) -> Result<(), StoreError> {
+        let refuse = |why: String| Err(StoreError::Refused(why));
+        check_device(&seal.device)?;
+        let geometry = self.known_geometry()?;
+        if let Some(newest) = self.newest().filter(|n| n.id >= seal.id) {
+            return refuse(format!("checkpoint {} is not later than the newest, {}", seal.id, newest.id));
+        }
+        if seal.geometry != geometry {
+            return refuse(format!(
+                "the disk has {} bytes in blocks of {}, its checkpoints have {} in blocks of {}: begin anew in another \
+                 data directory or under another disk id",
+                seal.geometry.size_bytes(),
+                seal.geometry.block_bytes(),
+                geometry.size_bytes(),
+                geometry.block_bytes()
+            ));
+        }
+        if let Some(copy) = self.copy.as_ref().filter(|c| !c.is_complete()) {
+            return refuse(format!("{} of {} MiB are copied", copy.groups_present(), geometry.groups()));
+        }
+        // The first checkpoint holds every block, the copy's or the delta's.
+        let missing = if self.base.is_some() { self.exposed_blocks() } else { 0 };
+        if missing > 0 {
+            return refuse(format!("{missing} blocks that were reported changed have not arrived"));
+        }
+        Ok(())
+    }
+
+    /// Carries a sealed delta through to a visible checkpoint; also what [`Self::open`] does after a crash.
+    pub(super) fn finish(
+        &mut self,
+        id: CheckpointId,
+        closing: Header,
+        hash: SealHash,
+        delta: &Handle,
+        map: &BlockMap,
+    ) -> Result<Checkpoint, StoreError> {
+        let (dir, owner) = (self.dir.clone(), self.owner.clone());
+        if dir.exists(&owner.next_cst())? {
+            dir.rename(&owner.next_cst(), &owner.cst(id))?;
+            dir.sync_names(&owner.cst(id))?;
+        }
+        let checkpoint = closing.checkpoint().ok_or(StoreError::Poisoned)?;
+        if closing.parent.is_none() {
+            self.copy = None;
+            let (_, seal) = fold::fold(&dir, &owner, id, &closing, delta, map)?;
+            self.newest = Some(Link { id, seal });
+            self.base = Some(dir.open(&owner.sum(id), false)?);
+            // If this name comes back after a crash, it is known to be part of nothing.
+            dir.remove(&owner.next_bak())?;
+        } else {
+            dir.rename(&owner.next_bak(), &owner.bak(id))?;
+            dir.sync_names(&owner.bak(id))?;
+            self.newest = Some(Link { id, seal: hash });
+            let layer = self.layers.push(id);
+            map.pieces().for_each(|piece| self.head.insert(Piece { layer, ..*piece }));
+        }
+        self.chain.push(checkpoint.clone());
+        Ok(checkpoint)
+    }
+
+    fn guarded<T>(&mut self, act: impl FnOnce(&mut Self) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        if self.poisoned {
+            return Err(StoreError::Poisoned);
+        }
+        let result = act(self);
+        self.poisoned = result.as_ref().is_err_and(StoreError::poisons);
+        result
+    }
+}
+
+fn check_range(extent: Extent, geometry: Geometry) -> Result<(), StoreError> {
+    let Extent { first, count } = extent;
+    let end = first.checked_add(count).filter(|end| count > 0 && *end <= geometry.blocks());
+    end.map(|_| ()).ok_or_else(|| {
+        StoreError::Refused(format!(
+            "blocks {first}+{count} do not lie on a disk of {} blocks",
+            geometry.blocks()
+        ))
+    })
+}
+
+fn check_device(device: &str) -> Result<(), StoreError> {
+    let sound = layout::device_is_sound(device);
+    sound
+        .then_some(())
+        .ok_or_else(|| StoreError::Refused(format!("{device:?} cannot be kept as a device's name")))
+}

@@ -1,0 +1,157 @@
+//! Opening a disk's files after whatever happened to them. Done again at any point it ends the same.
+
+use super::StoreError;
+use super::bak::{self, DeltaLog};
+use super::block_map::{BlockMap, Piece};
+use super::copy::Copy;
+use super::cst::{self, OpenJournal};
+use super::disk_store::DiskStore;
+use super::handle::{Dir, Handle};
+use super::layout::{HEADER_BYTES, Header, Paths};
+use super::view::Layers;
+use crate::checkpoint::chain;
+use crate::ids::Epoch;
+
+/// Opens the files of a disk; see [`DiskStore::open`].
+pub(super) fn open(dir: Dir, owner: Paths) -> Result<DiskStore, StoreError> {
+    // Names that a dead process left may not be durable yet, and from here on they are built upon.
+    for file in [owner.copy_sum(), owner.next_bak(), owner.next_cst()] {
+        if !dir.list(file.parent().unwrap_or(&file))?.is_empty() {
+            dir.sync_names(&file)?;
+        }
+    }
+    let found = chain::load(&dir, &owner)?;
+    if let Some((damage, _)) = found.broken {
+        return Err(StoreError::Damaged(damage));
+    }
+    let mut store = DiskStore {
+        epoch: found.newest().map_or(Epoch([0; 16]), |m| m.checkpoint.epoch),
+        newest: found.newest().map(|m| m.link),
+        chain: found.members.iter().map(|m| m.checkpoint.clone()).collect(),
+        base: None,
+        layers: Layers::default(),
+        head: BlockMap::default(),
+        copy: None,
+        delta: None,
+        journal: None,
+        unsynced_bytes: 0,
+        poisoned: false,
+        dir,
+        owner,
+    };
+    let mut members = found.members.iter();
+    if let Some(base) = members.next() {
+        store.base = Some(store.dir.open(&store.owner.sum(base.checkpoint.id), false)?);
+    }
+    for member in members {
+        let layer = store.layers.push(member.checkpoint.id);
+        let file = store.layers.file(&store.dir, &store.owner, layer)?;
+        let map = bak::read_index(file, &member.header, layer)?;
+        map.pieces().for_each(|piece| store.head.insert(Piece { layer, ..*piece }));
+    }
+    store.recover_delta()?;
+    store.recover_copy()?;
+    store.recover_journal()?;
+    Ok(store)
+}
+
+impl DiskStore {
+    fn recover_delta(&mut self) -> Result<(), StoreError> {
+        let path = self.owner.next_bak();
+        let Some(file) = self.dir.open_existing(&path, true)? else { return Ok(()) };
+        if !has_header(&file)? {
+            // Nothing in it was ever durable, else its header would be.
+            return self.dir.remove(&path);
+        }
+        let scan = bak::scan(&file, &self.owner)?;
+        if let Some((closing, hash)) = scan.sealed {
+            let Some((id, _)) = closing.id else { return Err(file.damaged("it was never sealed")) };
+            if self.chain.iter().any(|c| c.id == id) {
+                // The base's delta, folded already.
+                return self.dir.remove(&path);
+            }
+            self.check_parent(&file, &closing)?;
+            file.sync()?;
+            self.check_sealed_journal(&closing)?;
+            self.finish(id, closing, hash, &file, &scan.map)?;
+            return Ok(());
+        }
+        self.check_parent(&file, &scan.header)?;
+        self.epoch = scan.header.epoch;
+        self.delta = Some(DeltaLog::resume(file, scan)?);
+        Ok(())
+    }
+
+    fn check_parent(&self, file: &Handle, header: &Header) -> Result<(), StoreError> {
+        if header.parent == self.newest {
+            return Ok(());
+        }
+        let name = |id: Option<_>| {
+            id.map_or("no checkpoint".to_owned(), |id: crate::ids::CheckpointId| id.to_string())
+        };
+        let (has, newest) = (name(header.parent.map(|p| p.id)), name(self.newest.map(|n| n.id)));
+        Err(file.damaged(format!(
+            "it builds on {has}, but the newest checkpoint is {newest}, or not the same one"
+        )))
+    }
+
+    /// A sealed delta's journal was sealed before it, under one of its two names.
+    fn check_sealed_journal(&self, closing: &Header) -> Result<(), StoreError> {
+        let Some((id, _)) = closing.id else { return Ok(()) };
+        let done = self.owner.cst(id);
+        let path = if self.dir.exists(&done)? { done } else { self.owner.next_cst() };
+        let file = self.dir.open(&path, false)?;
+        let journal = cst::read(&file, &self.owner, Some(id))?;
+        if journal.and_then(|j| j.sealed) != Some((id, closing.journal)) {
+            return Err(file.damaged(format!("it is not the journal that checkpoint {id} was sealed with")));
+        }
+        file.sync()
+    }
+
+    fn recover_copy(&mut self) -> Result<(), StoreError> {
+        if self.base.is_none() {
+            self.copy = Copy::resume(&self.dir, &self.owner)?;
+        }
+        match &self.copy {
+            Some(copy) if self.delta.is_none() => self.epoch = copy.header.epoch,
+            Some(_) => {}
+            None => {
+                for path in [self.owner.copy_sum(), self.owner.copy_img()] {
+                    self.dir.remove(&path)?;
+                }
+            }
+        }
+        if self.geometry().is_none() {
+            // A delta and a journal of a copy that is gone are part of nothing.
+            self.delta = None;
+            self.dir.remove(&self.owner.next_bak())?;
+            self.dir.remove(&self.owner.next_cst())?;
+        }
+        Ok(())
+    }
+
+    fn recover_journal(&mut self) -> Result<(), StoreError> {
+        let newest = self.newest.map(|n| n.id);
+        if let Some(id) =
+            chain::journal_ids(&self.dir, &self.owner)?.into_iter().find(|id| Some(*id) > newest)
+        {
+            let file = if newest.is_none() { self.owner.sum(id) } else { self.owner.bak(id) };
+            let what = format!("the file is missing, yet {} is there", self.owner.cst(id).display());
+            return Err(StoreError::damaged(file.display().to_string(), what));
+        }
+        let path = self.owner.next_cst();
+        let Some(file) = self.dir.open_existing(&path, true)? else { return Ok(()) };
+        let Some(journal) = cst::read(&file, &self.owner, None)? else { return self.dir.remove(&path) };
+        self.check_parent(&file, &journal.header)?;
+        self.journal = Some(OpenJournal::resume(file, journal)?);
+        Ok(())
+    }
+}
+
+fn has_header(file: &Handle) -> Result<bool, StoreError> {
+    if file.len()? < HEADER_BYTES as u64 {
+        return Ok(false);
+    }
+    let bytes = file.read_vec(HEADER_BYTES, 0)?;
+    Ok(Header::decode(super::layout::Kind::Delta, &bytes).is_ok())
+}

@@ -1,0 +1,201 @@
+//! A disk as of one checkpoint: the base image with deltas laid over it. Reads only.
+//!
+//! What must never happen here: a block returned that was not checked against its hash.
+
+use super::bak;
+use super::block_map::{BlockMap, Piece};
+use super::handle::{Dir, Handle};
+use super::layout::Paths;
+use super::{StoreError, sum};
+use crate::bitmap::Extent;
+use crate::geometry::Geometry;
+use crate::hash::{BlockHash, hash_block};
+use crate::ids::CheckpointId;
+
+/// Deltas kept open at the same time.
+const OPEN_MAX: usize = 64;
+
+struct Layer {
+    id: CheckpointId,
+    file: Option<Handle>,
+}
+
+/// Committed deltas, opened when they are needed.
+#[derive(Default)]
+pub struct Layers {
+    layers: Vec<Layer>,
+    open: usize,
+}
+
+impl Layers {
+    /// Adds the next delta of the chain; returns its layer number.
+    pub fn push(&mut self, id: CheckpointId) -> u32 {
+        self.layers.push(Layer { id, file: None });
+        (self.layers.len() - 1) as u32
+    }
+
+    /// The file of a layer.
+    ///
+    /// # Errors
+    /// Damaged if it is missing; Io.
+    pub fn file(&mut self, dir: &Dir, owner: &Paths, layer: u32) -> Result<&Handle, StoreError> {
+        let at = layer as usize;
+        if self.open >= OPEN_MAX && self.layers.get(at).is_some_and(|l| l.file.is_none()) {
+            self.layers.iter_mut().for_each(|l| l.file = None);
+            self.open = 0;
+        }
+        let missing = || StoreError::Refused(format!("there is no layer {layer}"));
+        let slot = self.layers.get_mut(at).ok_or_else(missing)?;
+        let file = match slot.file.take() {
+            Some(file) => file,
+            None => {
+                self.open += 1;
+                dir.open(&owner.bak(slot.id), false)?
+            }
+        };
+        Ok(slot.file.insert(file))
+    }
+}
+
+/// Lays the hashes of one piece over those of its group, whose first block is `first`.
+///
+/// # Errors
+/// Damaged; Io.
+pub fn overlay(file: &Handle, piece: &Piece, first: u64, hashes: &mut [BlockHash]) -> Result<(), StoreError> {
+    let new = bak::read_hashes(file, piece.record, piece.skip, piece.extent.count)?;
+    let slots = hashes.iter_mut().skip((piece.extent.first - first) as usize);
+    slots.zip(new).for_each(|(slot, hash)| *slot = hash);
+    Ok(())
+}
+
+/// A disk as of one checkpoint.
+pub struct View {
+    dir: Dir,
+    owner: Paths,
+    geometry: Geometry,
+    img: Handle,
+    sum: Handle,
+    layers: Layers,
+    map: BlockMap,
+    /// The run read last: neighbouring pieces often lie in one.
+    last: Option<(u32, u64, Option<Vec<u8>>)>,
+}
+
+/// A group's data and the hashes it was checked against.
+pub struct GroupData {
+    /// The bytes, cut at the end of the disk.
+    pub data: Vec<u8>,
+    /// The blocks' hashes.
+    pub hashes: Vec<BlockHash>,
+}
+
+impl View {
+    /// The base `base` with these layers over it; `map` says which layer holds which block.
+    ///
+    /// # Errors
+    /// Damaged if a file of the base is missing; Io.
+    pub fn new(
+        dir: Dir,
+        owner: Paths,
+        geometry: Geometry,
+        base: CheckpointId,
+        layers: Layers,
+        map: BlockMap,
+    ) -> Result<Self, StoreError> {
+        let img = dir.open(&owner.img(base), false)?;
+        let sum = dir.open(&owner.sum(base), false)?;
+        Ok(Self { dir, owner, geometry, img, sum, layers, map, last: None })
+    }
+
+    /// Size and block size.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Whether a delta holds blocks of this group.
+    pub fn is_overlaid(&self, group: u64) -> bool {
+        let (first, count) = self.geometry.group_extent(group);
+        self.map.touches(Extent { first, count })
+    }
+
+    /// The hashes of a group's blocks.
+    ///
+    /// # Errors
+    /// Damaged; Io.
+    pub fn hashes(&mut self, group: u64) -> Result<Vec<BlockHash>, StoreError> {
+        let (first, count) = self.geometry.group_extent(group);
+        let mut hashes = sum::read(&self.sum, self.geometry, group)?;
+        for piece in self.map.within(Extent { first, count }) {
+            overlay(self.layers.file(&self.dir, &self.owner, piece.layer)?, &piece, first, &mut hashes)?;
+        }
+        Ok(hashes)
+    }
+
+    /// Whether the base image has no data in this group.
+    ///
+    /// # Errors
+    /// Io.
+    pub fn base_is_hole(&self, group: u64) -> Result<bool, StoreError> {
+        let (first, count) = self.geometry.group_extent(group);
+        let (offset, len) = self.geometry.range(first, count);
+        Ok(self.img.next_data(offset)?.is_none_or(|(start, _)| start >= offset + len))
+    }
+
+    /// A group's data, every block checked. `None` if all of it is zeros.
+    ///
+    /// # Errors
+    /// Damaged; Io.
+    pub fn read_group(&mut self, group: u64) -> Result<Option<GroupData>, StoreError> {
+        let hashes = self.hashes(group)?;
+        let zeros = hashes.iter().all(|h| *h == BlockHash::ZERO);
+        if zeros && !self.is_overlaid(group) && self.base_is_hole(group)? {
+            return Ok(None);
+        }
+        let (first, count) = self.geometry.group_extent(group);
+        let (offset, len) = self.geometry.range(first, count);
+        let mut data = vec![0; len as usize];
+        let pieces = self.map.within(Extent { first, count });
+        if pieces.iter().map(|p| p.extent.count).sum::<u64>() < count {
+            self.img.read(&mut data, offset)?;
+        }
+        for piece in &pieces {
+            self.lay_piece(piece, offset, &mut data)?;
+        }
+        let block_bytes = self.geometry.block_bytes();
+        for ((block, hash), n) in data.chunks(block_bytes).zip(&hashes).zip(first..) {
+            if hash_block(block, block_bytes) != *hash {
+                let file = match pieces.iter().find(|p| (p.extent.first..p.extent.end()).contains(&n)) {
+                    Some(piece) => self.layers.file(&self.dir, &self.owner, piece.layer)?,
+                    None => &self.img,
+                };
+                return Err(file.damaged(format!("block {n} does not have its hash")));
+            }
+        }
+        Ok((!zeros).then_some(GroupData { data, hashes }))
+    }
+
+    fn lay_piece(&mut self, piece: &Piece, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
+        let file = self.layers.file(&self.dir, &self.owner, piece.layer)?;
+        let cached = self.last.take().filter(|(l, r, _)| (*l, *r) == (piece.layer, piece.record));
+        let data = match cached {
+            Some((_, _, data)) => data,
+            None => {
+                let unpacked = bak::read_run(file, self.geometry, piece.record)?.unpack(self.geometry);
+                unpacked.map_err(|e| file.damaged(e.to_string()))?
+            }
+        };
+        let (at, len) = self.geometry.range(piece.extent.first, piece.extent.count);
+        let skip = piece.skip << self.geometry.block_shift();
+        let target = out.get_mut((at - offset) as usize..(at - offset + len) as usize);
+        let target = target.ok_or_else(|| file.damaged("its index points past a group"))?;
+        match &data {
+            Some(data) => {
+                let part = data.get(skip as usize..(skip + len) as usize);
+                target.copy_from_slice(part.ok_or_else(|| file.damaged("its index points past a run"))?);
+            }
+            None => target.fill(0),
+        }
+        self.last = Some((piece.layer, piece.record, data));
+        Ok(())
+    }
+}
