@@ -16,12 +16,13 @@ use crate::bitmap::{BlockSet, Extent};
 use crate::config::AgentConfig;
 use crate::device::BlockDevice;
 use crate::freeze::final_pass::{FinalPassJob, final_pass};
+use crate::freeze::mountinfo::DeviceNumber;
 use crate::freeze::topology;
 use crate::geometry::Geometry;
 use crate::hash::group_digest;
 use crate::ids::{CheckpointId, DiskId};
 use crate::reader::BlockReader;
-use crate::reader::pack::{hash_extent, pack, pack_differing};
+use crate::reader::{hash_extent, pack, pack_differing};
 use crate::tracker::{Tracker, TrackerError};
 use crate::wire::Endpoint;
 use crate::wire::frame::{decode_message, encode_data, encode_message};
@@ -119,7 +120,8 @@ impl Worker {
                 }
                 None => {
                     let wait = next_tick.saturating_duration_since(Instant::now());
-                    match self.runtime.clone().block_on(timeout(wait, self.inbox.recv())) {
+                    let inbox = &mut self.inbox;
+                    match self.runtime.block_on(async { timeout(wait, inbox.recv()).await }) {
                         Ok(None) => return,
                         Ok(inbound) => inbound,
                         Err(_) => None,
@@ -251,8 +253,7 @@ impl Worker {
         let job = FinalPassJob {
             agent: self.config.id.clone(),
             device_path: self.disk.device.path.clone(),
-            major: self.disk.device.major,
-            minor: self.disk.device.minor,
+            device: DeviceNumber { major: self.disk.device.major, minor: self.disk.device.minor },
             geometry: self.disk.geometry,
             hooks_dir: self.config.hooks_dir.clone(),
             hook_timeout: self.config.hook_timeout,

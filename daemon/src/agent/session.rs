@@ -18,7 +18,7 @@ use crate::freeze::final_pass::{Outcome, Taken};
 use crate::geometry::Geometry;
 use crate::hash::{BlockHash, GroupDigest};
 use crate::ids::{CheckpointId, Epoch};
-use crate::reader::pack::pack;
+use crate::reader::pack;
 use crate::run::Run;
 use crate::tracker::Claim;
 use crate::wire::Endpoint;

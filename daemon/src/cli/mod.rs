@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use blxrep::agent::run::AgentError;
-use blxrep::config::{ConfigError, DEFAULT_PATH, Mode, Settings};
+use blxrep::config::{ConfigError, Mode, Settings};
 use blxrep::freeze;
 use blxrep::ids::{AgentId, IdError};
 use blxrep::restore::{ErrorClass, RestoreError};
@@ -169,6 +169,9 @@ struct Thaw {
 /// Parses, runs, prints the error and makes the exit code.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
+    if matches!(cli.command, Command::FreezeGuard) {
+        return freeze::guard::main();
+    }
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -199,7 +202,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             }
             Ok(())
         }
-        Command::FreezeGuard => freeze::guard::main(),
+        Command::FreezeGuard => Ok(()),
     }
 }
 
@@ -223,6 +226,7 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
-        assert!(DEFAULT_PATH.ends_with("config.yaml"));
+        let help = Cli::command().find_subcommand_mut("start").unwrap().render_long_help().to_string();
+        assert!(help.contains(blxrep::config::DEFAULT_PATH), "the help names the default file");
     }
 }

@@ -16,9 +16,10 @@ use blxrep::device::BlockDevice;
 use blxrep::freeze::record::thaw_leftovers;
 use blxrep::geometry::Geometry;
 use blxrep::lock::DirLock;
-use blxrep::reader::direct::DirectReader;
+use blxrep::reader::DirectReader;
 use blxrep::tracker::Tracker;
-use blxrep::tracker::bpf::{BpfTracker, mount_bpffs_if_missing, pin_dir};
+use blxrep::tracker::bpf::BpfTracker;
+use blxrep::tracker::pins::{mount_bpffs_if_missing, pin_path};
 use blxrep::wire::key::AgentKey;
 use blxrep::wire::tls::connector;
 use tokio::signal::unix::{SignalKind, signal};
@@ -75,7 +76,7 @@ fn open_disk(config: &AgentConfig, path: &Path) -> anyhow::Result<Disk> {
     let geometry = Geometry::new(device.size_bytes, config.block_shift).with_context(|| path.display().to_string())?;
     let id = disk_id(&device.name, &device.path);
     let reader = DirectReader::open(&device.path, geometry).with_context(|| path.display().to_string())?;
-    let mut tracker = BpfTracker::open(&device, config.block_shift, &pin_dir(&config.id, &id))?;
+    let mut tracker = BpfTracker::open(&device, config.block_shift, &pin_path(&config.id, &id))?;
     let claim = tracker.claim()?;
     match claim.gap {
         None => info!(AGENT = %config.id, DISK = %id, "{} is tracked on, nothing was missed", device.name),

@@ -3,15 +3,16 @@
 use std::fs;
 
 use anyhow::bail;
-use blxrep::tracker::bpf::{agent_pin_dir, remove};
+use blxrep::tracker::bpf::remove;
+use blxrep::tracker::pins::agent_pin_path;
 
 /// Removes an agent's pinned trackers.
 pub(crate) fn run(args: &super::Untrack) -> anyhow::Result<()> {
-    let dir = agent_pin_dir(&args.id);
+    let dir = agent_pin_path(&args.id);
     let mut removed = 0;
     for entry in fs::read_dir(&dir).into_iter().flatten() {
         let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
+        let name = entry.file_name().to_string_lossy().replace(':', ".");
         if args.disk.as_ref().is_none_or(|disk| *disk == name) && remove(&entry.path())? {
             println!("{name} is not tracked any more");
             removed += 1;

@@ -123,7 +123,8 @@ impl Worker {
     fn run(mut self) {
         loop {
             let wait = if self.session.has_unacked() { FLUSH_AFTER } else { TICK };
-            match self.runtime.clone().block_on(timeout(wait, self.inbox.recv())) {
+            let inbox = &mut self.inbox;
+            match self.runtime.block_on(async { timeout(wait, inbox.recv()).await }) {
                 Ok(None | Some(Input::Stop)) => break,
                 Ok(Some(input)) => self.input(input),
                 Err(_) => self.idle(),

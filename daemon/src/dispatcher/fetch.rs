@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+use super::server::turned;
 use crate::checkpoint::chain;
 use crate::ids::{AgentId, CheckpointId, DiskId};
 use crate::restore::verify::view;
@@ -38,7 +39,7 @@ pub async fn serve(
     let streaming = async {
         if let Some(checkpoint) = fetch.recv().await {
             let (agent, disk) = (agent.clone(), disk.clone());
-            let _ = spawn_blocking(move || answer(&data_dir, agent, disk, checkpoint, &out)).await;
+            let _ = spawn_blocking(move || answer(&data_dir, agent, disk, checkpoint, out)).await;
         }
         // The queue is dropped: what is in it is sent, then the connection is closed.
         std::future::pending::<()>().await;
@@ -46,12 +47,12 @@ pub async fn serve(
     tokio::select! {
         end = pump(socket, outbound, deliver) => info!(AGENT = %agent, DISK = %disk, "a fetch ended: {end}"),
         () = streaming => {}
-        _ = cut.wait_for(|cut| *cut) => {}
+        () = turned(&mut cut) => {}
     }
 }
 
-fn answer(data_dir: &Path, agent: AgentId, disk: DiskId, wanted: Option<CheckpointId>, out: &mpsc::Sender<Vec<u8>>) {
-    let result = stream(data_dir, agent.clone(), disk.clone(), wanted, out);
+fn answer(data_dir: &Path, agent: AgentId, disk: DiskId, wanted: Option<CheckpointId>, out: mpsc::Sender<Vec<u8>>) {
+    let result = stream(data_dir, agent.clone(), disk.clone(), wanted, &out);
     let last = match result {
         Ok(None) => RestoreDown::Refused { reason: "there is no such checkpoint".to_owned() },
         Ok(Some(())) => RestoreDown::End,
@@ -60,7 +61,7 @@ fn answer(data_dir: &Path, agent: AgentId, disk: DiskId, wanted: Option<Checkpoi
             RestoreDown::Refused { reason: cut_text(error.to_string()) }
         }
     };
-    send(out, encode_message(&last).unwrap_or_default());
+    send(&out, encode_message(&last).unwrap_or_default());
 }
 
 fn send(out: &mpsc::Sender<Vec<u8>>, frame: Vec<u8>) -> bool {

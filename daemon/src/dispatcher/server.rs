@@ -61,7 +61,7 @@ impl Server {
             let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                () = turned(&mut stop) => return Ok(()),
             };
             match accepted {
                 Ok((tcp, peer)) => {
@@ -138,6 +138,7 @@ impl Server {
     }
 
     async fn config(&self, socket: ServerSocket, mut place: Place, peer: SocketAddr) {
+        let mut cut = place.cut.clone();
         let (out, outbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
         let (inbox, mut inbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
         let deliver = |frame| {
@@ -149,18 +150,16 @@ impl Server {
         let end = loop {
             let frame = tokio::select! {
                 end = &mut pumping => break end.to_string(),
-                _ = place.cut.wait_for(|cut| *cut) => break "cut off here".to_owned(),
+                () = turned(&mut cut) => break "cut off here".to_owned(),
                 Some(frame) = inbound.recv() => self.config_frame(&place, &frame, peer).await,
                 Some(order) = place.orders.recv() => Ok(Some(order)),
             };
-            let answer = match frame {
-                Ok(Some(answer)) => encode_message(&answer).map_err(|e| e.to_string()),
-                Ok(None) => continue,
-                Err(reason) => break reason,
-            };
-            match answer {
-                Ok(bytes) if out.send(bytes).await.is_ok() => {}
-                Ok(_) => break "the connection is gone".to_owned(),
+            match frame {
+                Ok(None) => {}
+                Ok(Some(answer)) => match encode_message(&answer) {
+                    Ok(bytes) => drop(out.send(bytes).await),
+                    Err(error) => break error.to_string(),
+                },
                 Err(reason) => break reason,
             }
         };
@@ -208,17 +207,22 @@ async fn disk(socket: ServerSocket, endpoint: Endpoint, admitted: Admitted, numb
     };
     let end = tokio::select! {
         end = pump(socket, outbound, deliver) => end.to_string(),
-        _ = cut.wait_for(|cut| *cut) => "the session ended".to_owned(),
+        () = turned(&mut cut) => "the session ended".to_owned(),
     };
     debug!("{peer}: {endpoint} ended: {end}");
     let _ = disk.queue.send(Input::LinkDown(number)).await;
+}
+
+/// Waits until a switch turns true; a switch that is gone has turned.
+pub(super) async fn turned(switch: &mut watch::Receiver<bool>) {
+    let _ = switch.wait_for(|on| *on).await;
 }
 
 async fn watch_agents(registry: Arc<Registry>, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(AGENTS_CHECK) => {}
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = turned(&mut stop) => return,
         }
         let path = registry.agents_file.clone();
         let Ok(Ok(agents)) = spawn_blocking(move || Agents::load(&path)).await else { continue };

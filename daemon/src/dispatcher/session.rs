@@ -13,7 +13,8 @@ use crate::checkpoint::Checkpoint;
 use crate::geometry::Geometry;
 use crate::ids::{AgentId, CheckpointId, DiskId, Epoch};
 use crate::run::Run;
-use crate::store::disk_store::{DiskStore, Seal, StoreError};
+use crate::store::StoreError;
+use crate::store::disk_store::{DiskStore, Seal};
 use crate::store::files::Files;
 use crate::tracker::{Claim, Gap};
 use crate::wire::Endpoint;
@@ -145,12 +146,12 @@ impl DiskSession {
         }
     }
 
-    fn store(&mut self) -> Result<&mut DiskStore, StoreError> {
+    fn store(&mut self) -> Result<&mut DiskStore, SessionError> {
         if self.store.is_none() {
             self.store = Some(DiskStore::open(self.files.clone(), self.agent.clone(), self.disk.clone())?);
             self.comparing = None;
         }
-        self.store.as_mut().ok_or_else(StoreError::closed)
+        self.store.as_mut().ok_or_else(not_attached)
     }
 
     fn attach(&mut self, device: String, geometry: Geometry, claim: Claim) -> Result<Vec<Event>, SessionError> {
@@ -161,6 +162,7 @@ impl DiskSession {
         store.sync()?;
         let known = store.newest().map(|c| c.geometry).or_else(|| store.copy().map(|c| c.geometry));
         check_geometry(known, geometry)?;
+        store.set_epoch(claim.epoch);
         let (plan, reason) = reattach::plan(claim, store.newest(), store.copy().map(|copy| copy.epoch));
         let mut resumes = true;
         match plan {
@@ -178,19 +180,22 @@ impl DiskSession {
                 }
             }
         }
+        let mut gap = None;
         if let (Some(reason), false) = (reason, resumes) {
             store.put_gap(claim.gap.unwrap_or(Gap::NewTracker))?;
-            let why = match reason {
+            gap = Some(match reason {
                 Reason::Gap(gap) => gap.to_string(),
                 Reason::OtherHistory => "the agent's last checkpoint is not the newest one here".to_owned(),
-            };
-            warn!(AGENT = %self.agent, DISK = %self.disk, "gap: {why}; the whole disk is compared");
+            });
         }
         let newest = store.newest().map(|c| c.id);
         let next_seq = store.last_seq() + 1;
         self.comparing = reason.map(|_| claim.epoch);
         let scanning = plan != Plan::Continue;
         let acked = [next_seq - 1; 2];
+        if let Some(why) = gap {
+            warn!(AGENT = %self.agent, DISK = %self.disk, "gap: {why}; the whole disk is compared");
+        }
         self.attachment = Some(Attachment { geometry, device, epoch: claim.epoch, scanning, received: acked, acked });
         info!(AGENT = %self.agent, DISK = %self.disk, "attached: {}", describe(plan));
         let attached =
@@ -206,10 +211,10 @@ impl DiskSession {
         if seq <= *received {
             return Err(SessionError::Protocol(format!("data number {seq} came behind number {received}")));
         }
-        let store = self.store.as_mut().ok_or_else(StoreError::closed)?;
+        let store = self.store.as_mut().ok_or_else(not_attached)?;
         match area {
             Area::Base => store.put_base(run)?,
-            Area::Delta => store.put_delta(seq, attachment.epoch, run)?,
+            Area::Delta => store.put_delta(seq, run)?,
         }
         *received = seq;
         if store.unsynced_bytes() >= SYNC_EVERY_BYTES { self.flush() } else { Ok(Vec::new()) }
@@ -248,7 +253,7 @@ impl DiskSession {
     fn message(&mut self, endpoint: Endpoint, message: DiskUp) -> Result<Vec<Event>, SessionError> {
         let attachment = self.attachment.as_mut().ok_or_else(not_attached)?;
         let geometry = attachment.geometry;
-        let store = self.store.as_mut().ok_or_else(StoreError::closed)?;
+        let store = self.store.as_mut().ok_or_else(not_attached)?;
         match (endpoint, message) {
             (Endpoint::Live, DiskUp::Changed(extents)) => {
                 if extents.iter().any(|e| e.count == 0 || e.end() > geometry.blocks()) {
@@ -293,7 +298,7 @@ impl DiskSession {
     fn commit(&mut self, seal: Seal) -> Result<Vec<Event>, SessionError> {
         let id: CheckpointId = seal.id;
         let mut events = self.flush()?;
-        let store = self.store.as_mut().ok_or_else(StoreError::closed)?;
+        let store = self.store.as_mut().ok_or_else(not_attached)?;
         let checkpoint = store.commit(seal)?;
         self.comparing = None;
         events.push(Event::Answer(Endpoint::Live, DiskDown::Committed { id }));

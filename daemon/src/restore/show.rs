@@ -6,9 +6,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{RestoreError, find};
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::chain::Member;
 use crate::ids::{AgentId, CheckpointId};
+use crate::store::handle::Dir;
 use crate::store::layout::Paths;
+use crate::store::{StoreError, bak};
 
 /// One checkpoint, as it is shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,8 +30,10 @@ pub struct ShowRow {
     pub consistency: String,
     /// The disk's size in bytes; 0 if that cannot be read.
     pub size_bytes: u64,
-    /// Bytes its own files take.
+    /// Bytes of the blocks that changed since the parent; of the whole disk for the base.
     pub delta_bytes: u64,
+    /// Bytes its own files take.
+    pub stored_bytes: u64,
     /// The checkpoint it builds on.
     pub parent: Option<String>,
     /// How long file systems were frozen, in milliseconds.
@@ -56,7 +61,9 @@ pub fn show(
     let mut rows = Vec::new();
     for found in find::disks(&dir, agent, disk)? {
         let members = found.chain.members.iter().filter(|m| wanted(m.checkpoint.id));
-        rows.extend(members.map(|member| row(data_dir, &found.owner, member)));
+        for member in members {
+            rows.push(row(&dir, data_dir, &found.owner, member)?);
+        }
         if let Some((damage, ids)) = &found.chain.broken {
             let lost = ids.iter().filter(|id| wanted(**id));
             rows.extend(lost.map(|id| damaged_row(data_dir, &found.owner, *id, damage.to_string())));
@@ -74,9 +81,23 @@ fn own_bytes(data_dir: &Path, owner: &Paths, id: CheckpointId) -> u64 {
     files.iter().filter_map(|f| data_dir.join(f).metadata().ok()).map(|m| m.blocks() * 512).sum()
 }
 
-fn row(data_dir: &Path, owner: &Paths, member: &Member) -> ShowRow {
+fn changed_bytes(dir: &Dir, owner: &Paths, member: &Member) -> Result<u64, RestoreError> {
+    let Checkpoint { id, geometry, parent, .. } = &member.checkpoint;
+    if parent.is_none() {
+        return Ok(geometry.size_bytes());
+    }
+    let file = dir.open(&owner.bak(*id), false)?;
+    match bak::read_index(&file, &member.header, 0) {
+        Ok(map) => Ok(map.pieces().map(|piece| geometry.range(piece.extent.first, piece.extent.count).1).sum()),
+        // A restore says what is damaged; a list does not fail for it.
+        Err(StoreError::Damaged(_)) => Ok(0),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn row(dir: &Dir, data_dir: &Path, owner: &Paths, member: &Member) -> Result<ShowRow, RestoreError> {
     let c = &member.checkpoint;
-    ShowRow {
+    Ok(ShowRow {
         checkpoint: c.id.to_string(),
         agent: c.agent.to_string(),
         disk: c.disk.to_string(),
@@ -84,11 +105,12 @@ fn row(data_dir: &Path, owner: &Paths, member: &Member) -> ShowRow {
         time: time_text(i64::try_from(c.time_unix_ms).unwrap_or(i64::MAX)),
         consistency: c.consistency.to_string(),
         size_bytes: c.geometry.size_bytes(),
-        delta_bytes: own_bytes(data_dir, owner, c.id),
+        delta_bytes: changed_bytes(dir, owner, member)?,
+        stored_bytes: own_bytes(data_dir, owner, c.id),
         parent: c.parent.map(|id| id.to_string()),
         freeze_ms: c.freeze_ms,
         note: c.note.clone(),
-    }
+    })
 }
 
 fn damaged_row(data_dir: &Path, owner: &Paths, id: CheckpointId, note: String) -> ShowRow {
@@ -100,7 +122,8 @@ fn damaged_row(data_dir: &Path, owner: &Paths, id: CheckpointId, note: String) -
         time: time_text(id.unix_seconds() * 1000),
         consistency: "damaged".into(),
         size_bytes: 0,
-        delta_bytes: own_bytes(data_dir, owner, id),
+        delta_bytes: 0,
+        stored_bytes: own_bytes(data_dir, owner, id),
         parent: None,
         freeze_ms: 0,
         note,

@@ -1,6 +1,7 @@
 //! Moves frames between one WebSocket and bounded queues until one side ends.
 
 use std::future::Future;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -44,6 +45,8 @@ impl From<Error> for PumpEnd {
     fn from(error: Error) -> Self {
         match error {
             Error::ConnectionClosed | Error::AlreadyClosed => Self::Closed,
+            // A process that was killed says no goodbye, in TLS neither.
+            Error::Io(e) if matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => Self::Closed,
             other => Self::Broken(Box::new(other)),
         }
     }
