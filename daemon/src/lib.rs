@@ -9,6 +9,7 @@ pub mod agent;
 pub mod bitmap;
 pub mod checkpoint;
 pub mod config;
+pub mod device;
 pub mod dispatcher;
 pub mod freeze;
 pub mod geometry;
