@@ -66,7 +66,7 @@ pub const BIO_PROBES: &[Probe] = &[
     Probe { tracepoint: "block_bio_queue", copies: ["bio_queue_a", "bio_queue_b"] },
 ];
 
-/// Words of a CPU's slot in [`map::COUNTS`]: sectors completed, sectors queued (bio-based disks), the rest unused.
+/// Words of a CPU's slot in [`map::COUNTS`]: sectors written, discarded, and (bio-based disks) queued; the rest unused.
 pub const COUNT_WORDS: usize = 8;
 
 /// Slots of [`map::STATE`]: how often something happened that leaves a doubt.
@@ -118,12 +118,9 @@ pub mod meta {
     pub const SEEN_MISSES: usize = 32;
     /// 1 if the audit has a baseline.
     pub const AUDIT_VALID: usize = 40;
-    /// Sectors the kernel had counted at the baseline.
-    pub const AUDIT_KERNEL: usize = 41;
-    /// Sectors the probe had seen completed at the baseline.
-    pub const AUDIT_COMPLETED: usize = 42;
-    /// Sectors the probe had seen queued at the baseline.
-    pub const AUDIT_QUEUED: usize = 43;
+    /// First of the baseline's counts, in sectors: written and discarded as the kernel says, then written, discarded and
+    /// queued as the probe says.
+    pub const AUDIT_BASE: usize = 41;
     /// First of the kernel's ids of the maps and programs that belong together.
     pub const PIN_IDS: usize = 48;
     /// Entries of the map.

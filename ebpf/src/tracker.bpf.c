@@ -84,9 +84,10 @@ SHARED_ARRAY(state, u64, STATE_SLOTS);
 
 /* One slot a CPU, a cache line each. Not atomic: copy a cannot run twice at once on one CPU. */
 struct cpu_count {
-	u64 completed_sectors;
+	u64 written_sectors;
+	u64 discarded_sectors;
 	u64 queued_sectors;
-	u64 unused[6];
+	u64 unused[5];
 };
 SHARED_ARRAY(counts, struct cpu_count, 1);
 
@@ -113,6 +114,18 @@ static __always_inline struct cpu_count *count_of_this_cpu(void)
 {
 	u32 cpu = bpf_get_smp_processor_id();
 	return bpf_map_lookup_elem(&counts, &cpu);
+}
+
+/* Apart as the kernel counts them (op_stat_group); not every driver counts its discards. */
+static __always_inline void count_completed(u32 op, u64 bytes)
+{
+	struct cpu_count *count = count_of_this_cpu();
+	if (!count)
+		return;
+	if (op == OP_DISCARD)
+		count->discarded_sectors += bytes >> SECTOR_SHIFT;
+	else
+		count->written_sectors += bytes >> SECTOR_SHIFT;
 }
 
 /* Sets bits of a word, unless they are all set already.
@@ -232,11 +245,8 @@ static __always_inline int complete_request(u64 *ctx, int counts_sectors)
 
 	if (!(op & OP_TO_DEVICE) || !is_ours(rq->q->disk))
 		return 0;
-	if (counts_sectors) {
-		struct cpu_count *count = count_of_this_cpu();
-		if (count)
-			count->completed_sectors += bytes >> SECTOR_SHIFT;
-	}
+	if (counts_sectors)
+		count_completed(op, bytes);
 	if (op >= OP_PASSTHROUGH) { /* the sector is in the command, in a language of its own */
 		doubt(PASSTHROUGH);
 		return 0;
@@ -304,11 +314,8 @@ static __always_inline int complete_bio(struct bio *bio, int counts_sectors)
 
 	if (known) {
 		mark(known->sector, known->bytes);
-		if (counts_sectors) {
-			struct cpu_count *count = count_of_this_cpu();
-			if (count)
-				count->completed_sectors += known->bytes >> SECTOR_SHIFT;
-		}
+		if (counts_sectors)
+			count_completed(bio->bi_opf & OP_MASK, known->bytes);
 		bpf_map_delete_elem(&inflight, &key);
 		return 0;
 	}

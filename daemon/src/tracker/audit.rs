@@ -8,20 +8,44 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use crate::device::{BlockDevice, DeviceError};
+use super::suitable;
+use crate::device::{BlockDevice, DeviceError, DiskStat};
 
 /// Time between two looks at a disk, in milliseconds: longer than anything between the two counts of one write.
 const SETTLE_MS: u64 = 20;
 
-/// What was counted at one moment, in sectors of 512 bytes.
+/// What the probe counted since it was attached, in sectors of 512 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counted {
+    /// Writes completed.
+    pub written: u64,
+    /// Discards completed.
+    pub discarded: u64,
+    /// Writes and discards queued; always 0 on a request-based disk.
+    pub queued: u64,
+}
+
+/// What the kernel and the probe had counted at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
-    /// Written and discarded, as the kernel counted.
-    pub kernel: u64,
-    /// Completed, as the probe saw.
-    pub completed: u64,
-    /// Queued, as the probe saw; always 0 on a request-based disk.
-    pub queued: u64,
+    /// The kernel's counts.
+    pub kernel: DiskStat,
+    /// The probe's.
+    pub probe: Counted,
+}
+
+impl Reading {
+    /// The reading as it is stored.
+    pub fn to_words(self) -> [u64; 5] {
+        let Self { kernel, probe } = self;
+        [kernel.sectors_written, kernel.sectors_discarded, probe.written, probe.discarded, probe.queued]
+    }
+
+    /// The reading that was stored.
+    pub fn from_words([sectors_written, sectors_discarded, written, discarded, queued]: [u64; 5]) -> Self {
+        let kernel = DiskStat { sectors_written, sectors_discarded };
+        Self { kernel, probe: Counted { written, discarded, queued } }
+    }
 }
 
 /// What two settled readings say.
@@ -33,25 +57,26 @@ pub enum Verdict {
     Missed,
 }
 
-/// Compares two settled readings. The probe may count more than the kernel, which leaves some out (writes begun while
-/// `iostats` was 0, passthrough), never less.
+/// Compares two settled readings. The probe may count more than the kernel, which leaves some out (passthrough, discards
+/// of zram), never less.
 pub fn judge(base: Reading, now: Reading, request_based: bool) -> Verdict {
-    let kernel = now.kernel.wrapping_sub(base.kernel);
-    let completed = now.completed.wrapping_sub(base.completed);
-    let queued = now.queued.wrapping_sub(base.queued);
+    let since = |count: fn(&Reading) -> u64| count(&now).wrapping_sub(count(&base));
+    let (written, discarded) = (since(|r| r.probe.written), since(|r| r.probe.discarded));
+    let less =
+        since(|r| r.kernel.sectors_written) > written || since(|r| r.kernel.sectors_discarded) > discarded;
     // With nothing in flight, a bio that was queued and not seen completed has ended behind our back.
-    let unseen_end = !request_based && queued != completed;
-    if kernel > completed || unseen_end { Verdict::Missed } else { Verdict::Complete }
+    let unseen_end = !request_based && since(|r| r.probe.queued) != written.wrapping_add(discarded);
+    if less || unseen_end { Verdict::Missed } else { Verdict::Complete }
 }
 
 /// Takes a settled reading; `None` if the disk is not quiet. Takes 20 ms on a quiet disk. `counted` gives the probe's
-/// sectors completed and queued.
+/// counts.
 ///
 /// # Errors
 /// When sysfs cannot be read.
 pub fn settled_reading(
     device: &BlockDevice,
-    counted: impl Fn() -> (u64, u64),
+    counted: impl Fn() -> Counted,
 ) -> Result<Option<Reading>, DeviceError> {
     let Some(first) = quiet_reading(device, &counted)? else { return Ok(None) };
     sleep(Duration::from_millis(SETTLE_MS));
@@ -60,17 +85,16 @@ pub fn settled_reading(
 
 fn quiet_reading(
     device: &BlockDevice,
-    counted: &impl Fn() -> (u64, u64),
+    counted: &impl Fn() -> Counted,
 ) -> Result<Option<Reading>, DeviceError> {
-    if device.attribute("queue/iostats").as_deref() == Some("0") || !is_quiet(device)? {
+    if !suitable::counts_io(device) || !is_quiet(device)? {
         return Ok(None);
     }
-    let before = device.stat()?;
-    let (completed, queued) = counted();
+    let kernel = device.stat()?;
+    let probe = counted();
     // A write that is in one of the counts only is in flight now, or has changed the other by the next look.
-    let quiet = is_quiet(device)? && device.stat()? == before;
-    let kernel = before.sectors_written.wrapping_add(before.sectors_discarded);
-    Ok(quiet.then_some(Reading { kernel, completed, queued }))
+    let quiet = is_quiet(device)? && device.stat()? == kernel;
+    Ok(quiet.then_some(Reading { kernel, probe }))
 }
 
 /// Whether no write is in flight and none is held back by a suspended device mapper.
@@ -85,30 +109,43 @@ pub fn is_quiet(device: &BlockDevice) -> Result<bool, DeviceError> {
 mod tests {
     use super::*;
 
-    const BASE: Reading = Reading { kernel: 100, completed: 90, queued: 90 };
+    const BASE: [u64; 5] = [100, 50, 90, 40, 130];
 
-    fn after(kernel: u64, completed: u64, queued: u64) -> Reading {
-        Reading { kernel: 100 + kernel, completed: 90 + completed, queued: 90 + queued }
+    /// Judges what was counted since BASE, in the order of `Reading::to_words`.
+    fn judged(since: [u64; 5], request_based: bool) -> Verdict {
+        let now = std::array::from_fn(|i| BASE[i] + since[i]);
+        judge(Reading::from_words(BASE), Reading::from_words(now), request_based)
     }
 
     #[test]
     fn one_sector_less_than_the_kernel_counted_is_found() {
-        assert_eq!(judge(BASE, after(8, 8, 8), false), Verdict::Complete);
-        assert_eq!(judge(BASE, after(8, 7, 7), false), Verdict::Missed);
-        assert_eq!(judge(BASE, after(8, 7, 0), true), Verdict::Missed);
-        assert_eq!(judge(BASE, after(0, 8, 0), true), Verdict::Complete, "the kernel may leave some out");
+        assert_eq!(judged([8, 3, 8, 3, 11], false), Verdict::Complete);
+        assert_eq!(judged([8, 3, 7, 3, 10], false), Verdict::Missed);
+        assert_eq!(judged([8, 3, 8, 2, 10], false), Verdict::Missed);
+        assert_eq!(judged([8, 0, 7, 0, 0], true), Verdict::Missed);
+        assert_eq!(
+            judged([8, 0, 7, 99, 0], true),
+            Verdict::Missed,
+            "a discard more does not hide a write less"
+        );
+        assert_eq!(judged([0, 0, 8, 8, 0], true), Verdict::Complete, "the kernel may leave some out");
     }
 
     #[test]
     fn a_bio_that_never_came_back_is_found_although_the_kernel_did_not_count_it() {
-        assert_eq!(judge(BASE, after(0, 8, 16), false), Verdict::Missed);
-        assert_eq!(judge(BASE, after(0, 8, 0), true), Verdict::Complete);
+        assert_eq!(judged([0, 0, 8, 0, 16], false), Verdict::Missed);
+        assert_eq!(judged([0, 0, 8, 0, 0], true), Verdict::Complete);
     }
 
     #[test]
     fn counters_that_wrap_are_no_mismatch() {
-        let base = Reading { kernel: u64::MAX, completed: u64::MAX - 3, queued: u64::MAX - 3 };
-        let now = Reading { kernel: 7, completed: 4, queued: 4 };
-        assert_eq!(judge(base, now, false), Verdict::Complete);
+        let base = Reading::from_words([u64::MAX, 0, u64::MAX - 3, 0, u64::MAX - 3]);
+        assert_eq!(judge(base, Reading::from_words([7, 0, 4, 0, 4]), false), Verdict::Complete);
+    }
+
+    #[test]
+    fn a_reading_is_stored_and_read_back() {
+        let reading = Reading::from_words([1, 2, 3, 4, 5]);
+        assert_eq!(reading.to_words(), [1, 2, 3, 4, 5]);
     }
 }

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -73,7 +74,7 @@ impl BpfTracker {
         self.resumed
     }
 
-    fn meta(&self) -> Meta<'_, [std::sync::atomic::AtomicU64]> {
+    fn meta(&self) -> Meta<'_, [AtomicU64]> {
         Meta(&self.parts.meta)
     }
 
@@ -103,20 +104,16 @@ impl BpfTracker {
         let Some(now) = reading else { return Ok(()) };
         let meta: &[_] = &self.parts.meta;
         if meta.load(slot::AUDIT_VALID) == 1 {
-            let base = Reading {
-                kernel: meta.load(slot::AUDIT_KERNEL),
-                completed: meta.load(slot::AUDIT_COMPLETED),
-                queued: meta.load(slot::AUDIT_QUEUED),
-            };
-            if audit::judge(base, now, self.device.request_based) == Verdict::Complete {
-                return Ok(());
+            let base = Reading::from_words(std::array::from_fn(|nth| meta.load(slot::AUDIT_BASE + nth)));
+            if audit::judge(base, now, self.device.request_based) == Verdict::Missed {
+                self.meta().raise(Gap::Audit);
             }
-            self.meta().raise(Gap::Audit);
         }
+        // A new baseline each time: what the kernel left out until now shall not hide what the probe misses later.
         meta.store(slot::AUDIT_VALID, 0);
-        meta.store(slot::AUDIT_KERNEL, now.kernel);
-        meta.store(slot::AUDIT_COMPLETED, now.completed);
-        meta.store(slot::AUDIT_QUEUED, now.queued);
+        for (index, word) in (slot::AUDIT_BASE..).zip(now.to_words()) {
+            meta.store(index, word);
+        }
         meta.store(slot::AUDIT_VALID, 1);
         Ok(())
     }
@@ -157,7 +154,7 @@ impl Tracker for BpfTracker {
     }
 
     fn written_bytes(&mut self) -> u64 {
-        self.parts.counted().0.saturating_mul(SECTOR_BYTES)
+        self.parts.counted().written.saturating_mul(SECTOR_BYTES)
     }
 }
 

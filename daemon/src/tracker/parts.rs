@@ -3,12 +3,15 @@
 //! What must never happen here: a map of another shape taken for ours, or a program that is not attached.
 
 use std::io;
+use std::sync::atomic::AtomicU64;
 
 use blxrep_ebpf::{BIO_PROBES, COARSE_GROUP_WORDS, COUNT_WORDS, Probe, REQUEST_PROBES, map, meta, state};
 
 use super::TrackerError;
+use super::audit::Counted;
 use super::mapping::Mapping;
 use super::pins::{PinDir, Pinned, kernel};
+use super::words::Words;
 use crate::geometry::Geometry;
 
 /// BPF_MAP_TYPE_ARRAY of linux/bpf.h.
@@ -85,15 +88,14 @@ impl Parts {
         Ok(Some(Self { live, coarse, pending, meta, state, counts, programs, ids }))
     }
 
-    /// Sectors that the probe has seen completed and queued.
-    pub(super) fn counted(&self) -> (u64, u64) {
-        use super::words::Words;
-        let counts: &[_] = &self.counts;
+    /// What the probe has counted, on all CPUs.
+    pub(super) fn counted(&self) -> Counted {
+        let counts: &[AtomicU64] = &self.counts;
         let sum = |first: usize| {
-            let slots = (first..Words::len(counts)).step_by(COUNT_WORDS);
+            let slots = (first..counts.len()).step_by(COUNT_WORDS);
             slots.fold(0u64, |sum, at| sum.wrapping_add(counts.load(at)))
         };
-        (sum(0), sum(1))
+        Counted { written: sum(0), discarded: sum(1), queued: sum(2) }
     }
 }
 

@@ -24,7 +24,7 @@ struct Facts {
     multipath_head: bool,
     bcache: bool,
     md_linear: bool,
-    iostats: bool,
+    counts_io: bool,
 }
 
 /// Refuses a disk that cannot be tracked, and gives the geometry of one that can.
@@ -63,8 +63,14 @@ fn facts_of(device: &BlockDevice) -> Result<Facts, String> {
         multipath_head: !device.request_based && (below_subsystem || sysfs.join("multipath").is_dir()),
         bcache: device.name.starts_with("bcache"),
         md_linear: is("md/level", "linear"),
-        iostats: !is("queue/iostats", "0"),
+        counts_io: counts_io(device),
     })
+}
+
+/// Whether the kernel counts this disk's I/O, in flight and done. zram does so whatever `queue/iostats` says (which is 0
+/// there since 6.11); other bio-based drivers (dm, md, pmem) obey it.
+pub fn counts_io(device: &BlockDevice) -> bool {
+    device.attribute("queue/iostats").as_deref() != Some("0") || device.name.starts_with("zram")
 }
 
 fn parse_release(release: &str) -> Option<(u32, u32)> {
@@ -93,7 +99,7 @@ fn reason_against(facts: &Facts, block_shift: u8) -> Option<String> {
     } else if facts.bcache || facts.md_linear {
         let kind = if facts.bcache { "bcache" } else { "linear md" };
         format!("the ends of writes cannot be seen on a {kind} device: replicate a device above or below it")
-    } else if !facts.request_based && !facts.iostats {
+    } else if !facts.request_based && !facts.counts_io {
         "its I/O statistics are off, which say when nothing is in flight: write 1 to its queue/iostats in sysfs"
             .to_owned()
     } else if block_bytes < u64::from(facts.logical_block_bytes) {
@@ -122,14 +128,14 @@ mod tests {
             multipath_head: false,
             bcache: false,
             md_linear: false,
-            iostats: true,
+            counts_io: true,
         }
     }
 
     #[test]
     fn every_reason_is_given_and_a_plain_disk_passes() {
         assert_eq!(reason_against(&good(), 12), None);
-        assert_eq!(reason_against(&Facts { iostats: false, ..good() }, 12), None);
+        assert_eq!(reason_against(&Facts { counts_io: false, ..good() }, 12), None);
         assert_eq!(reason_against(&Facts { request_based: false, ..good() }, 9), None);
         let cases = [
             (Facts { kernel: (5, 10), ..good() }, "older than"),
@@ -140,7 +146,7 @@ mod tests {
             (Facts { multipath_head: true, ..good() }, "multipath"),
             (Facts { bcache: true, ..good() }, "bcache"),
             (Facts { md_linear: true, ..good() }, "linear md"),
-            (Facts { request_based: false, iostats: false, ..good() }, "iostats"),
+            (Facts { request_based: false, counts_io: false, ..good() }, "iostats"),
             (Facts { logical_block_bytes: 8192, ..good() }, "larger blocks"),
         ];
         for (facts, word) in cases {

@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// Runs a program and gives its output; a test that needs it fails if it fails.
-pub fn run(program: &str, args: &[&str]) -> String {
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output();
     let output = output.unwrap_or_else(|e| panic!("this test needs {program}: {e}"));
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -18,7 +18,7 @@ pub fn run(program: &str, args: &[&str]) -> String {
 }
 
 /// Waits for something the kernel does a moment later.
-pub fn wait_for(what: &str, ready: impl Fn() -> bool) {
+pub(crate) fn wait_for(what: &str, ready: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !ready() {
         assert!(Instant::now() < deadline, "{what} did not come");
@@ -27,30 +27,27 @@ pub fn wait_for(what: &str, ready: impl Fn() -> bool) {
 }
 
 /// A loop device over a sparse file.
-pub struct LoopDisk {
-    pub path: PathBuf,
-    pub file: tempfile::NamedTempFile,
+pub(crate) struct LoopDisk {
+    pub(crate) path: PathBuf,
+    pub(crate) file: tempfile::NamedTempFile,
 }
 
 impl LoopDisk {
-    pub fn new(size_bytes: u64) -> Self {
+    pub(crate) fn new(size_bytes: u64) -> Self {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(size_bytes).unwrap();
         let path = run("losetup", &["--find", "--show", "--partscan", file.path().to_str().unwrap()]);
         Self { path: path.into(), file }
     }
 
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.path.to_str().unwrap()
     }
 
-    /// Makes one partition from `start` sectors on, of `sectors`, and gives its path.
-    pub fn partition(&self, start: u64, sectors: u64) -> PathBuf {
-        let script = format!("label: dos\nstart={start}, size={sectors}\n");
-        let input = tempfile::NamedTempFile::new().unwrap();
-        fs::write(input.path(), script).unwrap();
-        let command = format!("sfdisk --quiet {} < {}", self.name(), input.path().display());
-        run("sh", &["-c", &command]);
+    /// Adds a partition from `start` sectors on, of `sectors`, and gives its path. Told to the kernel without a table on the
+    /// disk: a kernel need not know any kind of table.
+    pub(crate) fn partition(&self, start: u64, sectors: u64) -> PathBuf {
+        run("addpart", &[self.name(), "1", &start.to_string(), &sectors.to_string()]);
         let path = PathBuf::from(format!("{}p1", self.name()));
         wait_for("the partition", || path.exists());
         path
@@ -59,18 +56,21 @@ impl LoopDisk {
 
 impl Drop for LoopDisk {
     fn drop(&mut self) {
+        if Path::new(&format!("{}p1", self.name())).exists() {
+            let _ = Command::new("delpart").arg(&self.path).arg("1").status();
+        }
         let _ = Command::new("losetup").arg("-d").arg(&self.path).status();
     }
 }
 
 /// A zram disk: bio-based.
-pub struct ZramDisk {
-    pub path: PathBuf,
+pub(crate) struct ZramDisk {
+    pub(crate) path: PathBuf,
     number: String,
 }
 
 impl ZramDisk {
-    pub fn new(size_bytes: u64) -> Self {
+    pub(crate) fn new(size_bytes: u64) -> Self {
         let number = fs::read_to_string("/sys/class/zram-control/hot_add")
             .unwrap_or_else(|e| panic!("this test needs zram and root: {e}"));
         let disk =
@@ -96,12 +96,12 @@ impl Drop for ZramDisk {
 }
 
 /// A mounted file system.
-pub struct Mounted {
-    pub dir: tempfile::TempDir,
+pub(crate) struct Mounted {
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Mounted {
-    pub fn new(disk: &Path, options: &str) -> Self {
+    pub(crate) fn new(disk: &Path, options: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         run("mount", &["-o", options, disk.to_str().unwrap(), dir.path().to_str().unwrap()]);
         Self { dir }
@@ -115,48 +115,48 @@ impl Drop for Mounted {
 }
 
 /// Memory aligned for O_DIRECT.
-pub struct Aligned {
+pub(crate) struct Aligned {
     memory: Vec<u8>,
     start: usize,
     len: usize,
 }
 
 impl Aligned {
-    pub fn new(len: usize) -> Self {
+    pub(crate) fn new(len: usize) -> Self {
         let memory = vec![0; len + 4096];
         let start = memory.as_ptr().align_offset(4096);
         Self { memory, start, len }
     }
 
-    pub fn bytes(&mut self) -> &mut [u8] {
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + self.len]
     }
 }
 
 /// Opens a disk past the page cache.
-pub fn open_direct(path: &Path) -> File {
+pub(crate) fn open_direct(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path).unwrap()
 }
 
 /// Writes `len` bytes of `fill` at `offset`, past the page cache.
-pub fn write_direct(disk: &File, offset: u64, len: usize, fill: u8) {
+pub(crate) fn write_direct(disk: &File, offset: u64, len: usize, fill: u8) {
     let mut buffer = Aligned::new(len);
     buffer.bytes().fill(fill);
     disk.write_all_at(buffer.bytes(), offset).unwrap();
 }
 
 /// Reads past the page cache.
-pub fn read_direct(disk: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn read_direct(disk: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
     let mut buffer = Aligned::new(len);
     disk.read_exact_at(buffer.bytes(), offset)?;
     Ok(buffer.bytes().to_vec())
 }
 
 /// A small generator of numbers: the same ones for the same seed (xorshift64*, Vigna 2016).
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
