@@ -1,6 +1,9 @@
 //! The tracker under a real kernel, on loop devices (request-based) and zram (bio-based). Needs root, bpffs, BPF, loop
 //! and zram; fails where they are missing.
 
+// Clippy lets only functions marked #[test] panic; the helpers of tests are to panic as well.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
 #[path = "common/disks.rs"]
 mod disks;
 

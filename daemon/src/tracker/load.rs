@@ -42,8 +42,7 @@ pub(super) fn create(
             program.load(probe.tracepoint, &btf).map_err(failed(name))?;
             program.pin(dir.path().join(name)).map_err(failed(name))?;
             let id = program.attach().map_err(failed(name))?;
-            let link: FdLink =
-                program.take_link(id).map_err(failed(name))?.try_into().map_err(failed(name))?;
+            let link: FdLink = program.take_link(id).map_err(failed(name))?.into();
             link.pin(dir.path().join(link_name(name))).map_err(failed(name))?;
         }
     }
