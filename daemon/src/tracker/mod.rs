@@ -7,12 +7,26 @@
 //!
 //! What must never happen here: a completed write that is in neither set, without a gap.
 
+pub mod audit;
+pub mod bpf;
+pub mod drain;
+mod load;
+mod mapping;
+mod meta;
+mod parts;
+pub mod pins;
+pub mod suitable;
+pub mod words;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::bitmap::BlockSet;
 use crate::ids::{CheckpointId, Epoch};
+
+pub use bpf::{BpfTracker, remove};
+pub use pins::{mount_bpffs_if_missing, pin_path};
 
 /// Why a tracker cannot be certain that it has seen every write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
