@@ -7,6 +7,9 @@
 //!
 //! What must never happen here: a completed write that is in neither set, without a gap.
 
+#[cfg(test)]
+pub(crate) mod sim;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
