@@ -221,9 +221,12 @@ impl Pass<'_> {
         if rest.len().saturating_mul(geometry.block_bytes() as u64) > self.job.budget_bytes {
             return Ok(Read::TooMuch(rest));
         }
+        let mut fits = true;
         for extent in rest.extents(geometry.group_blocks()) {
-            // The memory is as large as the budget, so this fits.
-            memory.keep(extent, reader.read(extent)?);
+            fits = fits && memory.keep(extent, reader.read(extent)?);
+        }
+        if !fits {
+            return Ok(Read::TooMuch(rest));
         }
         frost.check(&mut self.notes);
         Ok(Read::All { after: tracker.drain()? })

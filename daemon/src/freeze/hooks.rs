@@ -294,4 +294,4 @@ fn status_text(status: ExitStatus) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -158,7 +158,7 @@ mod tests {
         blake3::Hasher::new().update(b"disk").finalize_xof().fill(&mut data);
         let path = dir.path().join("disk");
         std::fs::write(&path, &data).unwrap();
-        std::fs::File::open(&path).unwrap().sync_all().unwrap();
+        File::open(&path).unwrap().sync_all().unwrap();
         (dir, path, data)
     }
 

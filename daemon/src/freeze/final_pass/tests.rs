@@ -135,7 +135,7 @@ fn with_hooks(job: &mut FinalPassJob, dir: &std::path::Path, body: &str) -> Path
         "#!/bin/sh\necho \"$1 $BLXREP_AGENT $BLXREP_DEVICE $BLXREP_CHECKPOINT\" >> {}\n{body}\n",
         log.display()
     );
-    fs::write(hooks.join("10-log"), script).unwrap();
+    crate::freeze::hooks::tests::write_program(&hooks.join("10-log"), &script);
     fs::set_permissions(hooks.join("10-log"), fs::Permissions::from_mode(0o755)).unwrap();
     job.hooks_dir = Some(hooks);
     log

@@ -2,9 +2,16 @@
 
 use super::*;
 
+/// Written by another process: otherwise a child that a test beside this one is just starting could hold the
+/// file open for writing, and it could not be executed ("text file busy").
+pub(crate) fn write_program(path: &Path, text: &str) {
+    let status = Command::new("sh").args(["-c", "printf %s \"$1\" > \"$0\""]).arg(path).arg(text).status();
+    assert!(status.unwrap().success());
+}
+
 fn hook(dir: &Path, name: &str, body: &str, mode: u32) {
     let path = dir.join(name);
-    fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+    write_program(&path, &format!("#!/bin/sh\n{body}\n"));
     fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
@@ -118,7 +125,9 @@ fn no_hook_goes_on_behind_the_end_of_the_freeze() {
 #[test]
 fn what_is_no_program_is_a_failure() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("x"), [0u8; 8]).unwrap();
+    write_program(&dir.path().join("x"), "neither a script nor a program");
+
     fs::set_permissions(dir.path().join("x"), fs::Permissions::from_mode(0o755)).unwrap();
-    assert!(run(dir.path(), LONG).failed[0].contains("cannot be started"));
+    let report = run(dir.path(), LONG);
+    assert!(report.failed[0].contains("cannot be started"), "{report:?}");
 }
