@@ -17,6 +17,8 @@ mod parts;
 pub mod pins;
 pub mod suitable;
 pub mod words;
+#[cfg(test)]
+pub(crate) mod sim;
 
 use std::fmt;
 

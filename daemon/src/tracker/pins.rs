@@ -42,8 +42,16 @@ pub fn mount_bpffs_if_missing() -> Result<bool, TrackerError> {
 
 /// Where a disk's tracker is pinned. bpffs refuses names with a `.`, so `:` stands for it (no id holds one).
 pub fn pin_path(agent: &AgentId, disk: &DiskId) -> PathBuf {
-    let name = |id: &str| id.replace('.', ":");
-    Path::new(BPFFS).join("blxrep").join(name(agent.as_str())).join(name(disk.as_str()))
+    agent_pin_path(agent).join(pin_name(disk.as_str()))
+}
+
+/// The directory of an agent's trackers.
+pub fn agent_pin_path(agent: &AgentId) -> PathBuf {
+    Path::new(BPFFS).join("blxrep").join(pin_name(agent.as_str()))
+}
+
+fn pin_name(id: &str) -> String {
+    id.replace('.', ":")
 }
 
 fn is_bpffs(path: &Path) -> bool {
