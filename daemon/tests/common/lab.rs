@@ -1,6 +1,7 @@
 //! A dispatcher, agents and disks on this machine, all gone again when the [`Lab`] is dropped.
 #![allow(dead_code, reason = "every test binary uses another part")]
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -158,7 +159,7 @@ pub struct Lab {
     /// Distinguishes the agents of tests that run side by side: pins are named after them.
     pub tag: String,
     pub dispatcher: Option<Process>,
-    agents: Vec<String>,
+    agents: RefCell<Vec<String>>,
 }
 
 impl Lab {
@@ -168,7 +169,7 @@ impl Lab {
         let dir = Path::new("/var/tmp").join(format!("blxrep-test-{tag}"));
         fs::create_dir_all(dir.join("photos")).unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { dir, port, tag, dispatcher: None, agents: Vec::new() }
+        Self { dir, port, tag, dispatcher: None, agents: RefCell::default() }
     }
 
     pub fn path(&self, name: &str) -> String {
@@ -252,10 +253,8 @@ impl Lab {
         self.hooks(agent, PHOTOGRAPH)
     }
 
-    pub fn start_agent(&mut self, agent: &str, devices: &[&str], args: &[&str]) -> Process {
-        if !self.agents.iter().any(|known| known == agent) {
-            self.agents.push(agent.to_owned());
-        }
+    pub fn start_agent(&self, agent: &str, devices: &[&str], args: &[&str]) -> Process {
+        self.agents.borrow_mut().push(agent.to_owned());
         let (addr, key) = (format!("127.0.0.1:{}", self.port), self.path(&format!("{agent}.key")));
         let state = self.path("state");
         let mut all = vec!["start", "--mode", "agent", "--id", agent, "--dispatcher-addr", &addr, "--key-file", &key];
@@ -328,7 +327,7 @@ mv "$out.part" "$out""#;
 impl Drop for Lab {
     fn drop(&mut self) {
         self.dispatcher = None;
-        for agent in &self.agents {
+        for agent in self.agents.borrow().iter() {
             let _ = Command::new(BLXREP).args(["untrack", "--id", agent]).output();
         }
         if std::env::var_os("BLXREP_TEST_KEEP").is_none() {
