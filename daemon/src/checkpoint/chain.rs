@@ -107,7 +107,12 @@ fn load_members(dir: &Dir, owner: &Paths) -> Result<Chain, StoreError> {
             Ok(member) => chain.members.push(member),
             Err(StoreError::Damaged(damage)) => {
                 let mut lost: Vec<_> = std::iter::once(id).chain(all.map(|(id, _)| id)).collect();
+                // One whose delta is gone still has its journal.
+                lost.extend(journal_ids(dir, owner)?);
+                let last = chain.newest().map(|m| m.checkpoint.id);
+                lost.retain(|id| Some(*id) > last);
                 lost.sort();
+                lost.dedup();
                 chain.broken = Some((damage, lost));
                 return Ok(chain);
             }

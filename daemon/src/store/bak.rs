@@ -223,12 +223,15 @@ impl Scan {
             Err(e) => return Err(e),
         };
         let (index, count) = encode_index(&self.map);
+        if (closing.index_offset, closing.index_count) != (self.end, count)
+            || file.read_vec(index.len(), self.end)? != index
+        {
+            return Ok(None);
+        }
         let mut hasher = self.hasher.clone();
         hasher.update(&index);
         let open = &self.header;
-        let whole = closing.index_offset == self.end
-            && closing.index_count == count
-            && closing.index_hash == *blake3::hash(&index).as_bytes()
+        let whole = closing.index_hash == *blake3::hash(&index).as_bytes()
             && closing.content == *hasher.finalize().as_bytes()
             && (&closing.agent, &closing.disk) == (&open.agent, &open.disk)
             && (closing.geometry, closing.parent) == (open.geometry, open.parent);

@@ -23,7 +23,7 @@ use crate::checkpoint::{Checkpoint, Consistency};
 use crate::geometry::Geometry;
 use crate::hash::{BlockHash, GroupDigest, group_digest};
 use crate::ids::{AgentId, CheckpointId, DiskId, Epoch};
-use crate::run::Run;
+use crate::run::{RUN_MAX_BYTES, Run};
 use crate::tracker::Gap;
 
 /// How far a full copy is.
@@ -246,6 +246,9 @@ impl DiskStore {
         self.guarded(|s| {
             let geometry = s.known_geometry()?;
             check_range(run.extent(), geometry)?;
+            if run.encoded_len() > RUN_MAX_BYTES {
+                return Err(StoreError::Refused(format!("a run of {} bytes is too long", run.encoded_len())));
+            }
             run.unpack(geometry)?;
             s.unsynced_bytes += s.open_delta()?.append(seq, run)?;
             Ok(())
@@ -369,7 +372,9 @@ impl DiskStore {
     pub fn commit(&mut self, seal: Seal) -> Result<Checkpoint, StoreError> {
         self.guarded(|s| {
             s.check_commit(&seal)?;
-            s.sync_all()?;
+            if let Some(copy) = &mut s.copy {
+                copy.sync(&s.dir)?;
+            }
             s.open_journal()?;
             let journal = match &mut s.journal {
                 Some(journal) => journal.seal(&s.dir, &s.owner, seal.id)?,

@@ -17,20 +17,20 @@ use crate::tracker::Gap;
 
 const COMMITS: usize = 4;
 
-pub(super) fn geometry() -> Geometry {
-    Geometry::new((2 << 20) + (64 << 10) + 512, 16).unwrap()
+pub(crate) fn geometry() -> Geometry {
+    Geometry::new((1 << 20) + (64 << 10) + 512, 16).unwrap()
 }
 
-pub(super) fn owner() -> Paths {
+pub(crate) fn owner() -> Paths {
     Paths::new("agent1".parse().unwrap(), "disk0".parse().unwrap())
 }
 
-pub(super) fn id(n: usize) -> CheckpointId {
+pub(crate) fn id(n: usize) -> CheckpointId {
     CheckpointId::next(1_795_293_296 + n as i64, None)
 }
 
 /// The disk at commit `n`: block 2 is A, B, A; block 3 is zeros now and then; the short last block changes.
-pub(super) fn version(n: usize) -> Vec<u8> {
+pub(crate) fn version(n: usize) -> Vec<u8> {
     let mut disk = vec![0u8; geometry().size_bytes() as usize];
     let mut fill = |block: usize, seed: u8| {
         let start = block << 16;
@@ -41,11 +41,11 @@ pub(super) fn version(n: usize) -> Vec<u8> {
     };
     fill(0, 1);
     fill(2, [5, 9, 5, 5][n]);
-    fill(17, n as u8 * 3 + 1);
-    fill(33, n as u8 + 7);
+    fill(16, n as u8 * 3 + 1);
+    fill(17, n as u8 + 7);
     if n % 2 == 0 {
         fill(3, 77);
-        fill(20, 78);
+        fill(5, 78);
     }
     disk
 }
@@ -61,7 +61,7 @@ fn run_of(disk: &[u8], extent: Extent) -> Run {
 
 /// What the dispatcher was told is durable.
 #[derive(Clone, Default, Debug)]
-pub(super) struct Acks {
+pub(crate) struct Acks {
     commits: usize,
     groups: u64,
     seq: u64,
@@ -70,7 +70,7 @@ pub(super) struct Acks {
 }
 
 /// Lives on from whatever the store holds to checkpoint `COMMITS`, as agent and dispatcher would.
-pub(super) fn live(store: &mut DiskStore, acks: &mut Acks) -> Result<(), StoreError> {
+pub(crate) fn live(store: &mut DiskStore, acks: &mut Acks) -> Result<(), StoreError> {
     while store.chain().len() < COMMITS {
         let n = store.chain().len();
         if n == 0 {
@@ -119,9 +119,9 @@ fn round(store: &mut DiskStore, acks: &mut Acks, n: usize) -> Result<(), StoreEr
     if n == 2 {
         store.put_delta(store.last_seq() + 1, &run_of(&version(1), Extent { first: 0, count: 4 }))?;
         store.sync()?;
-        acks.seq = store.last_seq();
+        acks.seq = 0;
         store.drop_delta()?;
-        (acks.seq, acks.dropped) = (0, true);
+        acks.dropped = true;
     }
     if n == 1 {
         store.put_changed(&[Extent { first: 9, count: 1 }])?;
@@ -272,7 +272,7 @@ fn whole_life() -> (u64, u64) {
 }
 
 fn losses() -> impl Iterator<Item = Loss> {
-    [Loss::Nothing, Loss::All].into_iter().chain((1..=6).map(Loss::Seed))
+    [Loss::Nothing, Loss::All].into_iter().chain((1..=4).map(Loss::Seed))
 }
 
 #[test]
@@ -330,7 +330,7 @@ fn a_torn_tail_is_taken_for_one_and_a_flip_is_not() {
     let mut store = open(&files).unwrap();
     copy(&mut store, &mut Acks::default()).unwrap();
     for n in 0..3 {
-        store.put_changed(&[Extent { first: n, count: 1 }, Extent { first: 30, count: 2 }]).unwrap();
+        store.put_changed(&[Extent { first: n, count: 1 }, Extent { first: 10, count: 2 }]).unwrap();
         store.sync().unwrap();
     }
     let path = owner().next_cst();

@@ -23,11 +23,9 @@ pub mod sum;
 pub mod view;
 
 #[cfg(test)]
-mod life_tests;
+pub(crate) mod life_tests;
 #[cfg(test)]
 pub(crate) mod simfiles;
-#[cfg(test)]
-mod store_tests;
 
 use std::fmt;
 use std::io;
@@ -112,8 +110,8 @@ impl StoreError {
         Self::Damaged(Damage::new(file, what))
     }
 
-    /// Whether the state on disk is in doubt after this error.
+    /// Whether the state on disk is in doubt after this error of something that writes.
     pub fn poisons(&self) -> bool {
-        matches!(self, Self::NoSpace { .. } | Self::Io { .. } | Self::Poisoned)
+        !matches!(self, Self::Refused(_) | Self::Run(_))
     }
 }
