@@ -1,5 +1,7 @@
 //! The final pass on real disks, compared with a photograph taken in the freeze. Needs root.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 #[path = "common/mounts.rs"]
 mod mounts;
 

@@ -1,5 +1,7 @@
 //! What is found out about a real disk. Needs root.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 #[path = "common/mounts.rs"]
 mod mounts;
 

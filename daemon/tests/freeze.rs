@@ -1,5 +1,7 @@
 //! Freezing real file systems on loop disks, and everything that can die meanwhile. Needs root.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 #[path = "common/mounts.rs"]
 mod mounts;
 

@@ -1,5 +1,7 @@
 //! Reading real devices past the page cache. Needs root.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 #[path = "common/mounts.rs"]
 mod mounts;
 

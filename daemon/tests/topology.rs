@@ -1,5 +1,7 @@
 //! Which file systems and other users are found on real disks. Needs root.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 #[path = "common/mounts.rs"]
 mod mounts;
 

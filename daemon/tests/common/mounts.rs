@@ -2,6 +2,7 @@
 
 // Every test binary that includes this file uses another part of it.
 #![allow(dead_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
