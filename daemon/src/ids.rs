@@ -96,6 +96,11 @@ name_type!(
 );
 
 impl DiskId {
+    /// The name of a disk that has none: `disk`.
+    pub fn unknown() -> Self {
+        Self("disk".to_owned())
+    }
+
     /// Makes a disk id of a serial number or the like: characters a name may not hold become `_`, and what is
     /// longer than 64 characters is cut. `None` if nothing usable is left.
     pub fn from_label(label: &str) -> Option<Self> {

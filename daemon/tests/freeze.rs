@@ -1,5 +1,7 @@
 //! Freezing real file systems on loop disks, and everything that can die meanwhile. Needs root.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 #[path = "common/mounts.rs"]
 mod mounts;
 
@@ -13,7 +15,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use blxrep::freeze::guard::{FreezeState, Guard, GuardError};
-use blxrep::freeze::mountinfo::DeviceNumber;
+use blxrep::freeze::mountinfo::{DeviceNumber, parse_mountinfo};
+use blxrep::freeze::mounts::Mount;
 use blxrep::freeze::record::{Record, thaw_leftovers};
 use blxrep::freeze::topology::{Topology, file_systems_on, sync_all};
 use mounts::{LoopDisk, is_frozen, run, wait_until};
@@ -294,7 +297,7 @@ fn a_freeze_that_somebody_else_has_ended_is_noticed() {
 }
 
 #[test]
-fn partitions_of_two_types_are_both_frozen_and_vfat_is_said_not_to_be() {
+fn partitions_of_two_types_are_both_frozen_and_what_cannot_be_is_said() {
     let mut disk = LoopDisk::new(480, &[64, 320, 40]);
     disk.mkfs("ext4", &disk.part(1));
     disk.mkfs("xfs", &disk.part(2));
@@ -304,6 +307,19 @@ fn partitions_of_two_types_are_both_frozen_and_vfat_is_said_not_to_be() {
     guard.freeze(LONG).unwrap();
     assert!(found.mounts.iter().all(is_frozen));
     guard.thaw().unwrap();
+    assert!(!found.mounts.iter().any(is_frozen));
+    drop(guard);
+
+    // A tmpfs stands for vfat, which not every kernel has: neither can be frozen.
+    let tmpfs = disk.mount(&["-t", "tmpfs", "none"]);
+    let entries = parse_mountinfo(&fs::read("/proc/self/mountinfo").unwrap());
+    let entry = entries.iter().find(|e| e.mount_point == tmpfs).unwrap();
+    let mut mounts = found.to_freeze();
+    mounts.insert(1, Mount { mount_id: entry.mount_id, mount_point: tmpfs.clone(), ..mounts[0].clone() });
+    let mut guard = Guard::spawn(exe(), &mounts).unwrap();
+    let report = guard.freeze(LONG).unwrap();
+    assert!(report.mounts.contains(&(tmpfs, FreezeState::NotSupported)), "{report:?}");
+    assert!(!guard.thaw().unwrap().expired);
     assert!(!found.mounts.iter().any(is_frozen));
 }
 

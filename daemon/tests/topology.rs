@@ -1,5 +1,7 @@
 //! Which file systems and other users are found on real disks. Needs root.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 #[path = "common/mounts.rs"]
 mod mounts;
 
@@ -102,7 +104,7 @@ fn a_disk_in_a_file_on_the_disk_is_frozen_first() {
 fn swap_and_unknown_users_cannot_be_frozen_and_are_named() {
     let mut disk = LoopDisk::new(96, &[20, 20, 20]);
     disk.swap_on(&disk.part(1));
-    let holder = OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL).open(disk.part(3)).unwrap();
+    let holder = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(disk.part(3)).unwrap();
     let found = topology(&disk);
     let name = |index| disk.part(index).file_name().unwrap().to_string_lossy().into_owned();
     let who: Vec<_> = found.unfreezable.iter().map(|u| u.device.clone()).collect();

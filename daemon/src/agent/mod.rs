@@ -1,9 +1,11 @@
 //! The role on a server whose disks are replicated: one thread a disk, and the connections to the dispatcher.
 
+mod command;
 pub mod disk;
 pub mod disk_id;
 pub mod footprint;
 pub mod link;
+mod lsblk;
 pub mod pace;
 pub mod run;
 pub mod scan;
