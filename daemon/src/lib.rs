@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod bitmap;
 pub mod checkpoint;
+pub mod clock;
 pub mod config;
 pub mod device;
 pub mod dispatcher;

@@ -17,7 +17,7 @@ impl Writer {
     fn fio(dir: &Path, engine: &str, direct: bool) -> Self {
         let child = Command::new("fio")
             .args(["--name=w", "--rw=randwrite", "--bssplit=512/5:4k/60:64k/30:300k/5", "--size=12M", "--nrfiles=3"])
-            .args(["--time_based", "--runtime=600", "--rate=6M", "--overwrite=0", "--fallocate=none", "--randrepeat=0"])
+            .args(["--time_based", "--runtime=600", "--thread", "--rate=1M", "--overwrite=0", "--fallocate=none", "--randrepeat=0"])
             .arg(format!("--directory={}", dir.display()))
             .arg(format!("--filename_format={engine}.$jobnum.$filenum"))
             .arg(format!("--ioengine={engine}"))

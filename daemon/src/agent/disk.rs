@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 use super::pace::Pace;
 use super::session::{Action, DiskSession, Input, Purpose, ReadResult};
 use crate::bitmap::{BlockSet, Extent};
+use crate::clock::unix_ms;
 use crate::config::AgentConfig;
 use crate::device::BlockDevice;
 use crate::freeze::final_pass::{FinalPassJob, final_pass};
@@ -32,7 +33,7 @@ pub const INBOX_MAX: usize = 64;
 /// The tracker is drained and its changes are reported this often.
 const TICK: Duration = Duration::from_secs(1);
 /// The most that is read into memory while file systems are frozen.
-pub const FREEZE_BUDGET_BYTES: u64 = 24 << 20;
+pub const FREEZE_BUDGET_BYTES: u64 = 32 << 20;
 
 /// What the thread is told.
 pub enum Inbound {
@@ -184,9 +185,9 @@ impl Worker {
                 Err(error) => self.complain(&error.to_string()),
             },
             Action::SendData { endpoint, area, seq, run } => self.send(endpoint, encode_data(area, seq, &run)),
-            Action::Drain => {
+            Action::Drain(drain) => {
                 let blocks = self.disk.tracker.drain().map_err(lost)?;
-                self.session.handle(Input::Drained { blocks, time_unix_ms: unix_ms() });
+                self.session.handle(Input::Drained { drain, blocks, time_unix_ms: unix_ms() });
             }
             Action::LoadPending => {
                 let pending = self.disk.tracker.pending().map_err(lost)?;
@@ -272,9 +273,4 @@ impl Worker {
         self.session.handle(Input::FinalPass(outcome, self.disk.tracker.gap_count()));
         Ok(())
     }
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -97,7 +97,7 @@ async fn all_refused(config: &AgentConfig, disks: &[RunningDisk]) -> String {
 }
 
 async fn stay_connected(dial: &Dial, disks: &[RunningDisk]) -> Result<(), AgentError> {
-    let footprint = spawn_blocking(footprint::collect_json).await.unwrap_or_default();
+    let footprint = spawn_blocking(|| serde_json::to_string(&footprint::collect()).unwrap_or_default()).await.unwrap_or_default();
     let began = Instant::now();
     let mut backoff = Backoff::default();
     let mut was_connected = false;

@@ -58,7 +58,7 @@ pub enum Action {
         run: Run,
     },
     /// Drain the tracker; give [`Input::Drained`].
-    Drain,
+    Drain(DrainFor),
     /// Load the tracker's pending set; give [`Input::Pending`].
     LoadPending,
     /// Ask the tracker for new doubts; give [`Input::Doubts`].
@@ -95,6 +95,17 @@ pub enum Action {
     },
 }
 
+/// What a drain is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DrainFor {
+    /// Reporting what changed.
+    Report,
+    /// The next round of a sync.
+    Round,
+    /// The end of a sync without a freeze.
+    Seal,
+}
+
 /// What a read gave.
 #[derive(Debug)]
 pub enum ReadResult {
@@ -119,6 +130,8 @@ pub enum Input {
     Tick,
     /// The result of [`Action::Drain`], and the time.
     Drained {
+        /// What for.
+        drain: DrainFor,
         /// The drained blocks.
         blocks: BlockSet,
         /// Milliseconds since 1970.
@@ -219,7 +232,7 @@ impl DiskSession {
             Input::Message(endpoint, message) => self.message(endpoint, message),
             Input::SyncOrdered => self.sync_ordered(),
             Input::Tick => self.tick(),
-            Input::Drained { blocks, time_unix_ms } => self.drained(&blocks, time_unix_ms),
+            Input::Drained { drain, blocks, time_unix_ms } => self.drained(drain, &blocks, time_unix_ms),
             Input::Pending(pending) => self.pending(pending),
             Input::Doubts(gap_count) => self.doubts(gap_count),
             Input::Read { extent, purpose, result } => self.read(extent, purpose, result),
@@ -321,7 +334,7 @@ impl DiskSession {
     fn tick(&mut self) {
         if self.attached && self.outbox.is_empty() {
             self.outbox.push_back(Action::CheckClaim);
-            self.outbox.push_back(Action::Drain);
+            self.outbox.push_back(Action::Drain(DrainFor::Report));
         }
     }
 
@@ -332,14 +345,16 @@ impl DiskSession {
         }
     }
 
-    fn drained(&mut self, blocks: &BlockSet, time_unix_ms: u64) {
+    fn drained(&mut self, drain: DrainFor, blocks: &BlockSet, time_unix_ms: u64) {
         self.to_send.union(blocks);
-        match self.sync.as_ref().map(Sync::phase) {
-            Some(Phase::PreCopy) => self.plan_round(),
-            Some(Phase::LastDrain) => self.seal_unfrozen(blocks, time_unix_ms),
-            // What changes behind the freeze belongs to the next checkpoint: reported when this one is committed.
-            Some(phase) if phase.is_behind_freeze() => {}
-            _ => self.report(blocks),
+        // What changes behind the freeze belongs to the next checkpoint: reported when this one is committed.
+        if !self.sync.as_ref().is_some_and(|sync| sync.phase().is_behind_freeze()) {
+            self.report(blocks);
+        }
+        match drain {
+            DrainFor::Report => {}
+            DrainFor::Round => self.plan_round(),
+            DrainFor::Seal => self.seal_unfrozen(time_unix_ms),
         }
     }
 
@@ -368,7 +383,7 @@ impl DiskSession {
 
     fn begin_round(&mut self) {
         self.outbox.push_back(Action::SyncFileSystems);
-        self.outbox.push_back(Action::Drain);
+        self.outbox.push_back(Action::Drain(DrainFor::Round));
     }
 
     fn plan_round(&mut self) {
@@ -376,7 +391,7 @@ impl DiskSession {
         if sync.worth_a_round(self.to_send.len(), self.budget_blocks) {
             sync.send(std::mem::take(&mut self.to_send));
         } else {
-            self.outbox.push_back(Action::FinalPass { to_send: self.to_send.clone(), last: self.newest });
+            sync.freeze();
         }
     }
 
@@ -403,8 +418,15 @@ impl DiskSession {
                 self.begin_round();
             }
             Ok(Outcome::Taken(taken)) => {
-                self.to_send = taken.after.clone();
-                sync.send_rest(taken);
+                taken.data.iter().for_each(|(extent, _)| self.to_send.remove(*extent));
+                if self.to_send.is_empty() {
+                    self.to_send = taken.after.clone();
+                    sync.send_rest(taken);
+                } else {
+                    taken.data.iter().for_each(|(extent, _)| self.to_send.insert(*extent));
+                    self.to_send.union(&taken.after);
+                    self.fail_sync("the final pass did not read everything that changed".to_owned());
+                }
             }
         }
         self.doubts(gap_count);
@@ -425,6 +447,10 @@ impl DiskSession {
             return Some(Action::Read(extent, Purpose::Changed));
         }
         match sync.phase() {
+            Phase::Freeze => {
+                sync.freezing();
+                Some(Action::FinalPass { to_send: self.to_send.clone(), last: self.newest })
+            }
             Phase::RoundSent => {
                 sync.next_round();
                 self.begin_round();
@@ -432,20 +458,20 @@ impl DiskSession {
             }
             Phase::UnfrozenSent => {
                 sync.last_drain();
-                Some(Action::Drain)
+                Some(Action::Drain(DrainFor::Seal))
             }
             _ => None,
         }
     }
 
-    fn seal_unfrozen(&mut self, after: &BlockSet, time_unix_ms: u64) {
+    fn seal_unfrozen(&mut self, time_unix_ms: u64) {
         let Some(sync) = &mut self.sync else { return };
-        let consistency = if after.is_empty() { Consistency::Crash } else { Consistency::Fuzzy };
+        // Everything else was sent: what is to be sent is what was drained since the sending began.
+        let consistency = if self.to_send.is_empty() { Consistency::Crash } else { Consistency::Fuzzy };
         let seconds = i64::try_from(time_unix_ms / 1000).unwrap_or(0);
         let id = CheckpointId::next(seconds, self.newest);
         let note = sync.unfrozen_note();
         sync.sealed();
-        self.to_send = after.clone();
         let seal = DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms: 0, note: cut_text(note) };
         self.send_seal(id, seal);
     }

@@ -16,8 +16,12 @@ const ATTEMPTS_MAX: u32 = 3;
 /// Where a sync is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// File systems are being synced and the tracker drained, or the final pass runs.
+    /// File systems are being synced and the tracker drained.
     PreCopy,
+    /// Little is left: the final pass may begin.
+    Freeze,
+    /// The final pass runs.
+    Freezing,
     /// A round is being sent.
     Round,
     /// The round was sent.
@@ -91,6 +95,16 @@ impl Sync {
         (self.sending, self.phase) = (blocks, Phase::Round);
     }
 
+    /// Little is left.
+    pub fn freeze(&mut self) {
+        self.phase = Phase::Freeze;
+    }
+
+    /// The final pass begins.
+    pub fn freezing(&mut self) {
+        self.phase = Phase::Freezing;
+    }
+
     /// Begins the next round's drain.
     pub fn next_round(&mut self) {
         self.phase = Phase::PreCopy;
@@ -99,6 +113,7 @@ impl Sync {
     /// After a final pass that came to nothing: whether it is tried again.
     pub fn try_again(&mut self, note: String) -> bool {
         self.attempts += 1;
+        self.phase = Phase::PreCopy;
         (self.rounds, self.last_round_blocks) = (0, u64::MAX);
         if !note.is_empty() {
             self.note = note;

@@ -40,7 +40,7 @@ pub(crate) fn run(settings: Settings, file: &Path) -> anyhow::Result<()> {
 
 async fn serve(config: DispatcherConfig, identity: Identity, catalogue: Arc<Catalogue>) -> anyhow::Result<()> {
     let files = Arc::new(RealFiles::new(&config.data_dir));
-    let registry = Registry::new(files, config.agents_file, config.sync_every, Epoch::random()?);
+    let registry = Registry::new(files, catalogue.clone(), config.agents_file, config.sync_every, Epoch::random()?);
     let registry = Arc::new(registry);
     let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
     let address = listener.local_addr()?;

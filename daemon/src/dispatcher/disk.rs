@@ -13,7 +13,9 @@ use super::schedule::Schedule;
 use super::session::{DiskSession, Event, SessionError};
 use super::status::{DiskState, DiskStatus};
 use crate::checkpoint::Consistency;
+use crate::clock::unix_ms;
 use crate::ids::{AgentId, DiskId};
+use crate::store::catalogue::{Action, Catalogue};
 use crate::wire::Endpoint;
 use crate::wire::frame::encode_message;
 use crate::wire::message::{ConfigDown, DiskDown};
@@ -61,7 +63,12 @@ impl DiskHandle {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn spawn(session: DiskSession, status: DiskStatus, every: Duration) -> std::io::Result<Self> {
+    pub fn spawn(
+        session: DiskSession,
+        status: DiskStatus,
+        every: Duration,
+        catalogue: Arc<Catalogue>,
+    ) -> std::io::Result<Self> {
         let (queue, inbox) = mpsc::channel(QUEUE_MAX_FRAMES);
         let (agent, disk) = (status.agent.clone(), status.disk.clone());
         let status = Arc::new(Mutex::new(status));
@@ -78,6 +85,8 @@ impl DiskHandle {
             ready: false,
             orders: None,
             status: status.clone(),
+            action: None,
+            catalogue,
         };
         let name = format!("disk-{}", worker.disk);
         let thread = std::thread::Builder::new().name(name).spawn(move || worker.run())?;
@@ -117,6 +126,8 @@ struct Worker {
     ready: bool,
     orders: Option<mpsc::Sender<ConfigDown>>,
     status: Arc<Mutex<DiskStatus>>,
+    action: Option<Action>,
+    catalogue: Arc<Catalogue>,
 }
 
 impl Worker {
@@ -185,6 +196,7 @@ impl Worker {
             self.take(result);
         }
         self.update_status(|_| {});
+        self.note_action();
     }
 
     fn take(&mut self, result: Result<Vec<Event>, SessionError>) {
@@ -250,6 +262,39 @@ impl Worker {
         if !sent {
             self.schedule.failed(self.began.elapsed());
         }
+    }
+
+    /// Keeps the progress of long work in the catalogue, once a tick.
+    fn note_action(&mut self) {
+        let state = self.status.lock().unwrap_or_else(PoisonError::into_inner).state;
+        let (kind, done_bytes, total_bytes) = match state {
+            DiskState::Copying { done_bytes, total_bytes } => ("copy", done_bytes, total_bytes),
+            DiskState::Comparing => ("compare", 0, 0),
+            DiskState::Syncing => ("sync", 0, 0),
+            DiskState::Idle | DiskState::Detached => return self.close_action(state),
+        };
+        if self.action.as_ref().is_none_or(|action| action.kind != kind) {
+            self.close_action(DiskState::Idle);
+        }
+        let now = unix_ms();
+        let started_unix_ms = self.action.as_ref().map_or(now, |action| action.started_unix_ms);
+        let (kind, state) = (kind.to_owned(), "running".to_owned());
+        self.put_action(Action { kind, state, done_bytes, total_bytes, started_unix_ms, updated_unix_ms: now });
+    }
+
+    fn close_action(&mut self, state: DiskState) {
+        if let Some(action) = self.action.take() {
+            let state = if state == DiskState::Detached { "interrupted" } else { "done" }.to_owned();
+            self.put_action(Action { state, updated_unix_ms: unix_ms(), ..action });
+            self.action = None;
+        }
+    }
+
+    fn put_action(&mut self, action: Action) {
+        if let Err(error) = self.catalogue.put_action(&self.agent, &self.disk, &action) {
+            warn!(AGENT = %self.agent, DISK = %self.disk, "{error}");
+        }
+        self.action = Some(action);
     }
 
     fn update_status(&self, change: impl FnOnce(&mut DiskStatus)) {

@@ -11,6 +11,7 @@ use super::disk::{DiskHandle, Input};
 use super::session::DiskSession;
 use super::status::{DiskState, DiskStatus};
 use crate::ids::{AgentId, DiskId, Epoch};
+use crate::store::catalogue::Catalogue;
 use crate::store::files::Files;
 use crate::wire::message::{ConfigDown, DiskOffer};
 
@@ -33,6 +34,7 @@ struct State {
 /// The connected agents and their disks; what a person may order or ask goes through here.
 pub struct Registry {
     files: Arc<dyn Files>,
+    catalogue: Arc<Catalogue>,
     /// The file of the agents that may connect.
     pub agents_file: PathBuf,
     sync_every: Duration,
@@ -73,8 +75,14 @@ pub struct Admitted {
 
 impl Registry {
     /// Nobody connected.
-    pub fn new(files: Arc<dyn Files>, agents_file: PathBuf, sync_every: Duration, instance: Epoch) -> Self {
-        Self { files, agents_file, sync_every, instance, state: Mutex::default() }
+    pub fn new(
+        files: Arc<dyn Files>,
+        catalogue: Arc<Catalogue>,
+        agents_file: PathBuf,
+        sync_every: Duration,
+        instance: Epoch,
+    ) -> Self {
+        Self { files, catalogue, agents_file, sync_every, instance, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -133,7 +141,7 @@ impl Registry {
             newest: None,
             last_error: None,
         };
-        DiskHandle::spawn(session, status, self.sync_every)
+        DiskHandle::spawn(session, status, self.sync_every, self.catalogue.clone())
     }
 
     /// The agents that are connected.

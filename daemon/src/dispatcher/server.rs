@@ -15,7 +15,8 @@ use tracing::{debug, info, warn};
 use super::disk::Input;
 use super::registry::{Admitted, DISKS_MAX, Place, Registry};
 use crate::ids::{AgentId, DiskId};
-use crate::store::catalogue::Catalogue;
+use crate::clock::unix_ms;
+use crate::store::catalogue::{AgentEntry, Catalogue, CatalogueError};
 use crate::wire::Endpoint;
 use crate::wire::frame::{decode_message, encode_message};
 use crate::wire::header;
@@ -184,8 +185,9 @@ impl Server {
                 if json.len() > FOOTPRINT_MAX_BYTES {
                     return Err("a footprint that is too long".to_owned());
                 }
+                let footprint = serde_json::from_str(&json).map_err(|e| format!("a footprint that is no JSON: {e}"))?;
                 let (catalogue, of) = (self.catalogue.clone(), agent.clone());
-                let kept = spawn_blocking(move || catalogue.put_footprint(&of, &json)).await;
+                let kept = spawn_blocking(move || keep_footprint(&catalogue, &of, footprint)).await;
                 if let Ok(Err(error)) = kept {
                     warn!(AGENT = %agent, "its footprint is not kept: {}", cut_text(error.to_string()));
                 }
@@ -193,6 +195,12 @@ impl Server {
             }
         }
     }
+}
+
+fn keep_footprint(catalogue: &Catalogue, agent: &AgentId, footprint: serde_json::Value) -> Result<(), CatalogueError> {
+    let now = unix_ms();
+    let first_seen_unix_ms = catalogue.agent(agent).ok().flatten().map_or(now, |entry| entry.first_seen_unix_ms);
+    catalogue.put_agent(agent, &AgentEntry { footprint, first_seen_unix_ms, last_seen_unix_ms: now })
 }
 
 async fn disk(socket: ServerSocket, endpoint: Endpoint, admitted: Admitted, number: u64, peer: SocketAddr) {
