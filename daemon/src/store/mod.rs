@@ -25,6 +25,8 @@ pub mod view;
 #[cfg(test)]
 pub(crate) mod life_tests;
 #[cfg(test)]
+mod refusal_tests;
+#[cfg(test)]
 pub(crate) mod simfiles;
 
 use std::fmt;
