@@ -11,6 +11,7 @@ pub mod bak;
 pub mod block_map;
 pub mod catalogue;
 mod codec;
+mod commit;
 mod copy;
 pub mod cst;
 pub mod disk_store;
