@@ -10,19 +10,20 @@
 use std::sync::Arc;
 
 use super::bak::DeltaLog;
-use super::block_map::{BlockMap, Piece};
+use super::block_map::BlockMap;
+pub use super::commit::Seal;
 use super::copy::Copy;
 use super::cst::OpenJournal;
 use super::files::Files;
 use super::handle::{Dir, Handle};
-use super::layout::{self, Header, Kind, Link, Paths, SealHash};
+use super::layout::{self, Header, Kind, Link, Paths};
 use super::view::{Layers, overlay};
-use super::{StoreError, fold, sum};
+use super::{StoreError, sum};
 use crate::bitmap::Extent;
-use crate::checkpoint::{Checkpoint, Consistency};
+use crate::checkpoint::Checkpoint;
 use crate::geometry::Geometry;
 use crate::hash::{BlockHash, GroupDigest, group_digest};
-use crate::ids::{AgentId, CheckpointId, DiskId, Epoch};
+use crate::ids::{AgentId, DiskId, Epoch};
 use crate::run::{RUN_MAX_BYTES, Run};
 use crate::tracker::Gap;
 
@@ -39,27 +40,6 @@ pub struct CopyState {
     pub groups_present: u64,
     /// Groups of the disk.
     pub groups: u64,
-}
-
-/// Everything a commit says of the checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seal {
-    /// The id; later than the newest.
-    pub id: CheckpointId,
-    /// The device's name on the agent: 1 to 64 bytes without control characters.
-    pub device: String,
-    /// Size and block size of the disk.
-    pub geometry: Geometry,
-    /// How it was proven.
-    pub consistency: Consistency,
-    /// When it was frozen, in milliseconds since 1970.
-    pub time_unix_ms: u64,
-    /// How long it was frozen, in milliseconds.
-    pub freeze_ms: u32,
-    /// The tracker's life.
-    pub epoch: Epoch,
-    /// What a person should know; cut after 512 bytes.
-    pub note: String,
 }
 
 /// One disk's files, opened for writing.
@@ -163,7 +143,7 @@ impl DiskStore {
         committed.or_else(|| self.copy.as_ref().map(Copy::geometry))
     }
 
-    fn known_geometry(&self) -> Result<Geometry, StoreError> {
+    pub(super) fn known_geometry(&self) -> Result<Geometry, StoreError> {
         self.geometry().ok_or_else(|| StoreError::Refused("no full copy was begun".into()))
     }
 
@@ -255,7 +235,7 @@ impl DiskStore {
         })
     }
 
-    fn open_header(&self, kind: Kind) -> Result<Header, StoreError> {
+    pub(super) fn open_header(&self, kind: Kind) -> Result<Header, StoreError> {
         let committed = self.newest().map(|c| (c.device.clone(), c.geometry));
         let begun = || self.copy.as_ref().map(|c| (c.header.device.clone(), c.geometry()));
         let (device, geometry) =
@@ -264,7 +244,7 @@ impl DiskStore {
         Ok(Header { parent, ..Header::open(kind, &self.owner, &device, geometry, self.epoch) })
     }
 
-    fn open_delta(&mut self) -> Result<&mut DeltaLog, StoreError> {
+    pub(super) fn open_delta(&mut self) -> Result<&mut DeltaLog, StoreError> {
         let log = match self.delta.take() {
             Some(log) => log,
             None => DeltaLog::create(&self.dir, &self.owner, self.open_header(Kind::Delta)?)?,
@@ -272,7 +252,7 @@ impl DiskStore {
         Ok(self.delta.insert(log))
     }
 
-    fn open_journal(&mut self) -> Result<&mut OpenJournal, StoreError> {
+    pub(super) fn open_journal(&mut self) -> Result<&mut OpenJournal, StoreError> {
         let journal = match self.journal.take() {
             Some(journal) => journal,
             None => OpenJournal::new(self.open_header(Kind::Journal)?),
@@ -362,104 +342,10 @@ impl DiskStore {
         })
     }
 
-    /// Makes the newest state a checkpoint. When this returns it is durable and visible.
-    ///
-    /// After an error of the file system the checkpoint may or may not be there: [`Self::open`] tells.
-    ///
-    /// # Errors
-    /// Refused, and nothing changed, if the id is not later than the newest, the copy is not complete, the geometry is
-    /// another, or a block that was reported changed has not arrived; Damaged; NoSpace; Io.
-    pub fn commit(&mut self, seal: Seal) -> Result<Checkpoint, StoreError> {
-        self.guarded(|s| {
-            s.check_commit(&seal)?;
-            if let Some(copy) = &mut s.copy {
-                copy.sync(&s.dir)?;
-            }
-            s.open_journal()?;
-            let journal = match &mut s.journal {
-                Some(journal) => journal.seal(&s.dir, &s.owner, seal.id)?,
-                None => return Err(StoreError::Poisoned),
-            };
-            let header = Header {
-                device: seal.device,
-                id: Some((seal.id, seal.consistency)),
-                journal,
-                time_unix_ms: seal.time_unix_ms,
-                freeze_ms: seal.freeze_ms,
-                epoch: seal.epoch,
-                note: layout::cut_note(&seal.note),
-                ..s.open_header(Kind::DeltaEnd)?
-            };
-            s.open_delta()?;
-            let Some(mut delta) = s.delta.take() else { return Err(StoreError::Poisoned) };
-            let (closing, hash) = delta.seal(&s.dir, header)?;
-            s.journal = None;
-            s.finish(seal.id, closing, hash, delta.file(), delta.map())
-        })
-    }
-
-    fn check_commit(&self, seal: &Seal) -> Result<(), StoreError> {
-        let refuse = |why: String| Err(StoreError::Refused(why));
-        check_device(&seal.device)?;
-        let geometry = self.known_geometry()?;
-        if let Some(newest) = self.newest().filter(|n| n.id >= seal.id) {
-            return refuse(format!("checkpoint {} is not later than the newest, {}", seal.id, newest.id));
-        }
-        if seal.geometry != geometry {
-            return refuse(format!(
-                "the disk has {} bytes in blocks of {}, its checkpoints have {} in blocks of {}: begin anew in another \
-                 data directory or under another disk id",
-                seal.geometry.size_bytes(),
-                seal.geometry.block_bytes(),
-                geometry.size_bytes(),
-                geometry.block_bytes()
-            ));
-        }
-        if let Some(copy) = self.copy.as_ref().filter(|c| !c.is_complete()) {
-            return refuse(format!("{} of {} MiB are copied", copy.groups_present(), geometry.groups()));
-        }
-        // The first checkpoint holds every block, the copy's or the delta's.
-        let missing = if self.base.is_some() { self.exposed_blocks() } else { 0 };
-        if missing > 0 {
-            return refuse(format!("{missing} blocks that were reported changed have not arrived"));
-        }
-        Ok(())
-    }
-
-    /// Carries a sealed delta through to a visible checkpoint; also what [`Self::open`] does after a crash.
-    pub(super) fn finish(
+    pub(super) fn guarded<T>(
         &mut self,
-        id: CheckpointId,
-        closing: Header,
-        hash: SealHash,
-        delta: &Handle,
-        map: &BlockMap,
-    ) -> Result<Checkpoint, StoreError> {
-        let (dir, owner) = (self.dir.clone(), self.owner.clone());
-        if dir.exists(&owner.next_cst())? {
-            dir.rename(&owner.next_cst(), &owner.cst(id))?;
-            dir.sync_names(&owner.cst(id))?;
-        }
-        let checkpoint = closing.checkpoint().ok_or(StoreError::Poisoned)?;
-        if closing.parent.is_none() {
-            self.copy = None;
-            let (_, seal) = fold::fold(&dir, &owner, id, &closing, delta, map)?;
-            self.newest = Some(Link { id, seal });
-            self.base = Some(dir.open(&owner.sum(id), false)?);
-            // If this name comes back after a crash, it is known to be part of nothing.
-            dir.remove(&owner.next_bak())?;
-        } else {
-            dir.rename(&owner.next_bak(), &owner.bak(id))?;
-            dir.sync_names(&owner.bak(id))?;
-            self.newest = Some(Link { id, seal: hash });
-            let layer = self.layers.push(id);
-            map.pieces().for_each(|piece| self.head.insert(Piece { layer, ..*piece }));
-        }
-        self.chain.push(checkpoint.clone());
-        Ok(checkpoint)
-    }
-
-    fn guarded<T>(&mut self, act: impl FnOnce(&mut Self) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        act: impl FnOnce(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         if self.poisoned {
             return Err(StoreError::Poisoned);
         }
@@ -480,7 +366,7 @@ fn check_range(extent: Extent, geometry: Geometry) -> Result<(), StoreError> {
     })
 }
 
-fn check_device(device: &str) -> Result<(), StoreError> {
+pub(super) fn check_device(device: &str) -> Result<(), StoreError> {
     let sound = layout::device_is_sound(device);
     sound
         .then_some(())

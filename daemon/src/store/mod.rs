@@ -11,6 +11,7 @@ pub mod bak;
 pub mod block_map;
 pub mod catalogue;
 mod codec;
+mod commit;
 mod copy;
 pub mod cst;
 pub mod disk_store;
@@ -24,6 +25,8 @@ pub mod view;
 
 #[cfg(test)]
 pub(crate) mod life_tests;
+#[cfg(test)]
+mod refusal_tests;
 #[cfg(test)]
 pub(crate) mod simfiles;
 
