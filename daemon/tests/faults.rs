@@ -1,7 +1,7 @@
 //! Kills, restarts, hangs and cuts: nothing lost, nothing sent twice that need not be, nothing left frozen.
 
 mod common {
-    pub mod lab;
+    pub(crate) mod lab;
 }
 
 use std::fs;

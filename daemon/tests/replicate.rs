@@ -1,7 +1,7 @@
 //! Real disks, real file systems, running writers: every checkpoint is what the disk was while it was frozen.
 
 mod common {
-    pub mod lab;
+    pub(crate) mod lab;
 }
 
 use std::fs;
@@ -23,6 +23,7 @@ impl Writer {
             .arg(format!("--ioengine={engine}"))
             .arg(format!("--direct={}", u8::from(direct)))
             .args(if direct { &["--bs=4k", "--iodepth=8"][..] } else { &["--fsync=64"][..] })
+            .args(if engine == "mmap" { &["--bs=4k"][..] } else { &[] })
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()

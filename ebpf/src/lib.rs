@@ -116,15 +116,21 @@ pub mod meta {
     pub const SEEN_STATE: usize = 24;
     /// First of the counts of skipped runs already accounted for: probe by probe, copy a and b.
     pub const SEEN_MISSES: usize = 32;
-    /// 1 if the audit has a baseline.
+    /// How many readings the audit has, at most [`AUDIT_READINGS`].
     pub const AUDIT_VALID: usize = 40;
-    /// First of the baseline's counts, in sectors: written and discarded as the kernel says, then written, discarded and
-    /// queued as the probe says.
-    pub const AUDIT_BASE: usize = 41;
+    /// Where the audit's next reading goes, counted from 0.
+    pub const AUDIT_NEXT: usize = 41;
     /// First of the kernel's ids of the maps and programs that belong together.
     pub const PIN_IDS: usize = 48;
+    /// First of the audit's readings, [`AUDIT_WORDS`] slots each, in sectors: written and discarded as the kernel says,
+    /// then written, discarded and queued as the probe says.
+    pub const AUDIT_BASE: usize = 64;
+    /// Slots of one reading.
+    pub const AUDIT_WORDS: usize = 5;
+    /// The readings the audit keeps.
+    pub const AUDIT_READINGS: usize = 4;
     /// Entries of the map.
-    pub const ENTRIES: usize = 64;
+    pub const ENTRIES: usize = 96;
 }
 
 #[cfg(test)]
@@ -152,6 +158,7 @@ mod tests {
     fn slots_do_not_overlap() {
         const { assert!(meta::SEEN_STATE + state::SLOTS <= meta::SEEN_MISSES) };
         const { assert!(meta::SEEN_MISSES + 4 <= meta::AUDIT_VALID) };
-        const { assert!(meta::PIN_IDS + map::ALL.len() + 4 <= meta::ENTRIES) };
+        const { assert!(meta::PIN_IDS + map::ALL.len() + 4 <= meta::AUDIT_BASE) };
+        const { assert!(meta::AUDIT_BASE + meta::AUDIT_WORDS * meta::AUDIT_READINGS <= meta::ENTRIES) };
     }
 }

@@ -8,6 +8,8 @@
 use std::thread::sleep;
 use std::time::Duration;
 
+use blxrep_ebpf::meta;
+
 use super::suitable;
 use crate::device::{BlockDevice, DeviceError, DiskStat};
 
@@ -67,6 +69,14 @@ pub fn judge(base: Reading, now: Reading, request_based: bool) -> Verdict {
     // With nothing in flight, a bio that was queued and not seen completed has ended behind our back.
     let unseen_end = !request_based && since(|r| r.probe.queued) != written.wrapping_add(discarded);
     if less || unseen_end { Verdict::Missed } else { Verdict::Complete }
+}
+
+/// Compares a settled reading with those before it. The probe missed something only if all of them say so: a write
+/// that a busy machine holds up between the two counts, for longer than a reading takes to settle, spoils one.
+pub fn judge_all(history: &[Reading], now: Reading, request_based: bool) -> Verdict {
+    let missed = |base: &Reading| judge(*base, now, request_based) == Verdict::Missed;
+    let enough = history.len() == meta::AUDIT_READINGS;
+    if enough && history.iter().all(missed) { Verdict::Missed } else { Verdict::Complete }
 }
 
 /// Takes a settled reading; `None` if the disk is not quiet. Takes 20 ms on a quiet disk. `counted` gives the probe's
@@ -135,6 +145,16 @@ mod tests {
     fn a_bio_that_never_came_back_is_found_although_the_kernel_did_not_count_it() {
         assert_eq!(judged([0, 0, 8, 0, 16], false), Verdict::Missed);
         assert_eq!(judged([0, 0, 8, 0, 0], true), Verdict::Complete);
+    }
+
+    #[test]
+    fn one_reading_that_was_spoiled_raises_no_doubt_but_a_loss_does() {
+        let at = |kernel: u64, probe: u64| Reading::from_words([kernel, 0, probe, 0, 0]);
+        let mut history = vec![at(0, 0), at(8, 8), at(16, 24), at(24, 24)];
+        assert_eq!(judge_all(&history, at(32, 32), true), Verdict::Complete, "the third was read in between");
+        history[2] = at(16, 16);
+        assert_eq!(judge_all(&history, at(32, 31), true), Verdict::Missed);
+        assert_eq!(judge_all(&history[1..], at(32, 31), true), Verdict::Complete, "too few to judge by");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use blxrep_ebpf::{OBJECT, meta as slot};
 
-use super::audit::{self, Reading, Verdict};
+use super::audit::{self, Verdict};
 use super::meta::{Found, Identity, Look, Meta};
 use super::parts::{Parts, Sizes};
 use super::pins::{PinDir, kernel};
@@ -93,7 +93,7 @@ impl BpfTracker {
         let found = self.meta().account(&look, &self.misses);
         self.misses = look.misses;
         if found.uncounted {
-            self.parts.meta.store(slot::AUDIT_VALID, 0);
+            self.meta().forget_readings();
         }
         Ok(found)
     }
@@ -102,19 +102,13 @@ impl BpfTracker {
     fn audit(&self) -> Result<(), TrackerError> {
         let reading = audit::settled_reading(&self.device, || self.parts.counted()).map_err(of_device)?;
         let Some(now) = reading else { return Ok(()) };
-        let meta: &[_] = &self.parts.meta;
-        if meta.load(slot::AUDIT_VALID) == 1 {
-            let base = Reading::from_words(std::array::from_fn(|nth| meta.load(slot::AUDIT_BASE + nth)));
-            if audit::judge(base, now, self.device.request_based) == Verdict::Missed {
-                self.meta().raise(Gap::Audit);
-            }
+        let history = self.meta().readings();
+        if audit::judge_all(&history, now, self.device.request_based) == Verdict::Missed {
+            self.meta().raise(Gap::Audit);
         }
-        // A new baseline each time: what the kernel left out until now shall not hide what the probe misses later.
-        meta.store(slot::AUDIT_VALID, 0);
-        for (index, word) in (slot::AUDIT_BASE..).zip(now.to_words()) {
-            meta.store(index, word);
-        }
-        meta.store(slot::AUDIT_VALID, 1);
+        // New readings take the place of old ones: what the kernel left out until now (discards of zram) shall not
+        // hide for ever what the probe misses later.
+        self.meta().keep_reading(now);
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 
 use blxrep_ebpf::{meta as slot, state};
 
+use super::audit::Reading;
 use super::words::Words;
 use super::{Claim, Gap, drain};
 use crate::bitmap::BlockSet;
@@ -159,6 +160,31 @@ impl<W: Words + ?Sized> Meta<'_, W> {
         Found { uncounted, ..found }
     }
 
+    /// The audit's readings.
+    pub(super) fn readings(&self) -> Vec<Reading> {
+        let count = usize::try_from(self.0.load(slot::AUDIT_VALID)).unwrap_or(0).min(slot::AUDIT_READINGS);
+        let words = |nth: usize| std::array::from_fn(|word| self.0.load(reading_slot(nth) + word));
+        (0..count).map(|nth| Reading::from_words(words(nth))).collect()
+    }
+
+    /// Keeps a reading in place of the oldest.
+    pub(super) fn keep_reading(&self, reading: Reading) {
+        let count = self.0.load(slot::AUDIT_VALID);
+        let next = usize::try_from(self.0.load(slot::AUDIT_NEXT)).unwrap_or(0) % slot::AUDIT_READINGS;
+        // While it is half written there are too few to judge by.
+        self.forget_readings();
+        for (index, word) in (reading_slot(next)..).zip(reading.to_words()) {
+            self.0.store(index, word);
+        }
+        self.0.store(slot::AUDIT_NEXT, (next as u64 + 1) % slot::AUDIT_READINGS as u64);
+        self.0.store(slot::AUDIT_VALID, (count + 1).min(slot::AUDIT_READINGS as u64));
+    }
+
+    /// The probe did not count something: no reading before this is worth anything.
+    pub(super) fn forget_readings(&self) {
+        self.0.store(slot::AUDIT_VALID, 0);
+    }
+
     /// Stores that the dispatcher has committed `id`. The base comes first: killed after it, pending is more than what
     /// changed since the base, never less.
     pub(super) fn commit(&self, pending: &W, id: CheckpointId, keep: &BlockSet, heals: bool) {
@@ -168,6 +194,10 @@ impl<W: Words + ?Sized> Meta<'_, W> {
             self.0.store(slot::GAP, 0);
         }
     }
+}
+
+fn reading_slot(nth: usize) -> usize {
+    slot::AUDIT_BASE + nth * slot::AUDIT_WORDS
 }
 
 fn gap_of_state(index: usize) -> Gap {

@@ -1,5 +1,5 @@
 //! A dispatcher, agents and disks on this machine, all gone again when the [`Lab`] is dropped.
-#![allow(dead_code, reason = "every test binary uses another part")]
+#![allow(dead_code, unreachable_pub, reason = "every test binary uses another part")]
 
 use std::cell::RefCell;
 use std::fs;
