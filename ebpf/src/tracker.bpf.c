@@ -79,7 +79,7 @@ SHARED_ARRAY(live, u64, 1);
 SHARED_ARRAY(coarse, u64, 1);
 /* Only user space uses these two; they live here so that they are as long-lived as the bitmaps. */
 SHARED_ARRAY(pending, u64, 1);
-SHARED_ARRAY(meta, u64, 64);
+SHARED_ARRAY(meta, u64, 96);
 SHARED_ARRAY(state, u64, STATE_SLOTS);
 
 /* One slot a CPU, a cache line each. Not atomic: copy a cannot run twice at once on one CPU. */

@@ -108,7 +108,7 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
             .stderr(file)
-            .env("BLXREP_LOG", "debug,rustls=info,tungstenite=info")
+            .env("BLXREP_LOG", "debug,aya=info,aya_obj=info,rustls=info,tungstenite=info")
             .spawn()
             .unwrap();
         Self { child, log: log.to_owned() }
