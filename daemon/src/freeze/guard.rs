@@ -137,6 +137,7 @@ impl Guard {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(start)?;
+        let quit = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(start)?;
         let child = Process::new(exe)
             .arg(SUBCOMMAND)
             .env_clear()
@@ -146,7 +147,6 @@ impl Guard {
             .stderr(Stdio::null())
             .spawn()
             .map_err(GuardError::Start)?;
-        let quit = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(start)?;
         let held = Arc::new(Held { socket: ours, mounts: opened, armed: AtomicBool::new(false), quit });
         let mut guard = Self { held, child: Some(child), watcher: None, begin: Instant::now() };
         guard.hand_over()?;
