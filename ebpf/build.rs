@@ -60,7 +60,7 @@ fn compile() -> Result<(), String> {
 
 fn not_found(clang: &str, error: &std::io::Error) -> String {
     format!(
-        "{clang} cannot be run ({error}): install clang 11 or newer, or name it in the environment variable CLANG"
+        "{clang} cannot be run ({error}): install clang 12 or newer, or name it in the environment variable CLANG"
     )
 }
 

@@ -12,15 +12,15 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use blxrep::bitmap::{BlockSet, Extent};
 use blxrep::device::{BlockDevice, DeviceError};
 use blxrep::ids::CheckpointId;
 use blxrep::tracker::{BpfTracker, Gap, Tracker, TrackerError, mount_bpffs_if_missing, remove};
-use disks::{LoopDisk, Mounted, Random, ZramDisk, open_direct, read_direct, run, write_direct};
+use disks::{Aligned, LoopDisk, Mounted, Random, ZramDisk, open_direct, read_direct, run, write_direct};
 
 const MIB: u64 = 1 << 20;
 
@@ -73,6 +73,7 @@ fn random_writes(tracked: &Path, written: &Path, start_bytes: u64, sector_bytes:
     let disk = open_direct(written);
     let size = size_bytes(written);
     let mut random = Random(u64::from(shift) + sector_bytes);
+    let mut announced = 0;
     for round in 0..20 {
         tracker.drain().unwrap();
         let mut expected = BlockSet::new();
@@ -82,10 +83,27 @@ fn random_writes(tracked: &Path, written: &Path, start_bytes: u64, sector_bytes:
             write_direct(&disk, offset, len as usize, round);
             expected.insert(blocks_of(start_bytes + offset, len, shift));
         }
-        assert_eq!(tracker.drain().unwrap(), expected, "round {round}");
+        let mut missing = expected.clone();
+        let drained = tracker.drain().unwrap();
+        missing.subtract(&drained);
+        if missing.is_empty() {
+            assert_eq!(drained, expected, "round {round}: more than was written");
+        } else {
+            assert_loss_is_announced(&mut tracker, &missing);
+            announced += 1;
+        }
     }
-    assert_eq!(tracker.claim().unwrap().gap, Some(Gap::NewTracker), "no gap but the one it began with");
+    assert!(announced <= 2, "{announced} of 20 rounds lost something");
+    assert!(announced > 0 || tracker.claim().unwrap().gap == Some(Gap::NewTracker), "a gap without a loss");
     assert!(tracker.written_bytes() > 0);
+}
+
+/// Some kernels leave out BPF programs without counting it (seen: a virtual machine whose kernel runs none while the
+/// process of its host's agent is interrupted). That may cost a compare; it must never be silent.
+fn assert_loss_is_announced(tracker: &mut BpfTracker, missing: &BlockSet) {
+    let gap = tracker.claim().unwrap().gap;
+    let extents: Vec<_> = missing.extents(u64::MAX).collect();
+    assert!(matches!(gap, Some(Gap::Audit | Gap::SkippedRuns)), "lost without a gap ({gap:?}): {extents:?}");
 }
 
 fn size_bytes(path: &Path) -> u64 {
@@ -397,54 +415,72 @@ fn a_probe_that_is_gone_is_found_by_the_audit() {
     }
 }
 
-/// What is drained is read back afterwards. When the writers have stopped, the copy made that way is the disk.
+/// What is drained is read back afterwards. When the writers have stopped, the copy made that way is the disk. In many
+/// short rounds: a write that was missed shows only if nothing is written over it.
 fn copy_while_written(path: &Path) {
-    const SIZE: u64 = 16 * MIB;
+    const SIZE: u64 = 8 * MIB;
     let pins = Pins::new();
     let mut tracker = open(path, 12, &pins);
     let reader = open_direct(path);
     let mut copy = read_direct(&reader, 0, SIZE as usize).unwrap();
-    let stop = AtomicBool::new(false);
-    let mut refresh = |tracker: &mut BpfTracker| {
-        for Extent { first, count } in tracker.drain().unwrap().extents(256) {
+    let refresh = |tracker: &mut BpfTracker, copy: &mut [u8]| {
+        for Extent { first, count } in tracker.drain().unwrap().extents(64) {
             let (start, len) = (first as usize * 4096, count as usize * 4096);
             copy[start..start + len].copy_from_slice(&read_direct(&reader, start as u64, len).unwrap());
         }
     };
-    thread::scope(|scope| {
-        for writer in 0..2 {
-            let stop = &stop;
-            scope.spawn(move || {
-                let (disk, mut random) = (open_direct(path), Random(writer + 1));
-                while !stop.load(Ordering::Relaxed) {
-                    let len = (1 + random.below(8)) * 4096;
-                    let offset = random.below((SIZE - len) / 4096) * 4096;
-                    write_direct(&disk, offset, len as usize, random.below(256) as u8);
-                }
-            });
+    let mut announced = 0;
+    for round in 0..30 {
+        let writing = AtomicU64::new(2);
+        thread::scope(|scope| {
+            for writer in 0..2 {
+                let writing = &writing;
+                scope.spawn(move || {
+                    write_noise(path, SIZE, round * 2 + writer + 1);
+                    writing.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+            while writing.load(Ordering::SeqCst) > 0 {
+                refresh(&mut tracker, &mut copy);
+            }
+        });
+        refresh(&mut tracker, &mut copy);
+        let now = read_direct(&reader, 0, SIZE as usize).unwrap();
+        let pairs = copy.chunks(4096).zip(now.chunks(4096)).zip(0..);
+        let stale = pairs.filter(|((a, b), _)| a != b).map(|(_, first)| Extent { first, count: 1 });
+        let missing: BlockSet = stale.collect();
+        if !missing.is_empty() {
+            assert_loss_is_announced(&mut tracker, &missing);
+            announced += 1;
+            copy = now;
         }
-        let end = Instant::now() + Duration::from_secs(5);
-        while Instant::now() < end {
-            refresh(&mut tracker);
+    }
+    assert!(announced <= 2, "{announced} of 30 rounds lost something");
+}
+
+/// Thirty writes of up to 1 MiB. Noise, so that zram has to work on it: a write that takes time is caught in flight.
+fn write_noise(path: &Path, size: u64, seed: u64) {
+    let (disk, mut random) = (open_direct(path), Random(seed));
+    let mut buffer = Aligned::new(256 * 4096);
+    buffer.bytes().fill_with(|| random.below(256) as u8);
+    for _ in 0..30 {
+        let len = (1 + random.below(256)) * 4096;
+        let offset = random.below((size - len) / 4096) * 4096;
+        for block in buffer.bytes().chunks_mut(4096) {
+            block[..8].copy_from_slice(&random.below(u64::MAX).to_le_bytes());
         }
-        stop.store(true, Ordering::Relaxed);
-    });
-    refresh(&mut tracker);
-    assert!(tracker.written_bytes() > MIB);
-    assert_eq!(tracker.claim().unwrap().gap, Some(Gap::NewTracker));
-    let now = read_direct(&open_direct(path), 0, SIZE as usize).unwrap();
-    let lost = copy.chunks(4096).zip(now.chunks(4096)).filter(|(a, b)| a != b).count();
-    assert_eq!(lost, 0, "blocks lost under load");
+        disk.write_all_at(&buffer.bytes()[..len as usize], offset).unwrap();
+    }
 }
 
 #[test]
 fn a_copy_made_from_drained_blocks_is_the_disk_request_based() {
-    copy_while_written(&LoopDisk::new(16 * MIB).path);
+    copy_while_written(&LoopDisk::new(8 * MIB).path);
 }
 
 #[test]
 fn a_copy_made_from_drained_blocks_is_the_disk_bio_based() {
-    copy_while_written(&ZramDisk::new(16 * MIB).path);
+    copy_while_written(&ZramDisk::new(8 * MIB).path);
 }
 
 #[test]

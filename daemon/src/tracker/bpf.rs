@@ -66,7 +66,12 @@ impl BpfTracker {
                 }
             },
         };
-        Ok(Self { device: device.clone(), geometry, parts, resumed, misses: Vec::new(), _dir: dir })
+        let device = device.clone();
+        let tracker = Self { device, geometry, parts, resumed, misses: Vec::new(), _dir: dir };
+        // From here on a missed write is found, not only from the first claim on. No sooner: what the disk did before
+        // a probe was there is not the probe's to count.
+        tracker.audit()?;
+        Ok(tracker)
     }
 
     /// Whether the tracker was there already when it was opened.

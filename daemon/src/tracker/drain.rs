@@ -177,6 +177,42 @@ mod tests {
         assert_eq!(blocks_of(&pending, 4201), drained);
     }
 
+    /// A live bitmap into which the probe sets another bit of a word just before that word is cleared.
+    struct Racing(FakeWords);
+
+    impl Words for Racing {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn load(&self, index: usize) -> u64 {
+            self.0.load(index)
+        }
+        fn store(&self, index: usize, value: u64) {
+            self.0.store(index, value);
+        }
+        fn set(&self, index: usize, bits: u64) {
+            self.0.set(index, bits);
+        }
+        fn clear(&self, index: usize, bits: u64) {
+            if self.0.name == "live" || self.0.name == "coarse" {
+                self.0.set(index, 1 << 9);
+            }
+            self.0.clear(index, bits);
+        }
+    }
+
+    #[test]
+    fn a_bit_set_while_its_word_is_drained_stays_for_the_next_drain() {
+        let life = Life::default();
+        let live = Racing(bitmap("live", 1000, &[1], &life));
+        let coarse = Racing(bitmap("coarse", 1, &[1], &life));
+        let pending = Racing(bitmap("pending", 1000, &[], &life));
+        assert!(!drain(&live, &coarse, &pending, 64_000).contains(9));
+        let drained = drain(&live, &coarse, &pending, 64_000);
+        assert!(drained.contains(9), "set in live");
+        assert!(drained.contains(9 * 4096), "set in coarse");
+    }
+
     proptest! {
         #[test]
         fn drained_is_what_was_marked(marked in proptest::collection::btree_set(0u64..5000, 0..300), before in proptest::collection::btree_set(0u64..5000, 0..300)) {
