@@ -128,7 +128,7 @@ pub mod meta {
     /// Slots of one reading.
     pub const AUDIT_WORDS: usize = 5;
     /// The readings the audit keeps.
-    pub const AUDIT_READINGS: usize = 4;
+    pub const AUDIT_READINGS: usize = 2;
     /// Entries of the map.
     pub const ENTRIES: usize = 96;
 }
