@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use common::lab::{Lab, PHOTOGRAPH, run};
+use common::lab::{Lab, PHOTOGRAPH, mortal, run};
 
 /// A fio job that writes until it is dropped.
 struct Writer(Child);
@@ -17,7 +17,7 @@ impl Writer {
     fn fio(dir: &Path, engine: &str, direct: bool) -> Self {
         // Only buffered writes may be smaller than a page everywhere.
         let sizes = if engine == "sync" { "--bssplit=512/10:4k/60:64k/25:300k/5" } else { "--bssplit=4k/70:64k/30" };
-        let child = Command::new("fio")
+        let child = mortal("fio")
             .args(["--name=w", "--rw=randwrite", sizes, "--size=12M", "--nrfiles=3"])
             .args(["--time_based", "--runtime=600", "--thread", "--rate=1M", "--overwrite=0", "--fallocate=none", "--randrepeat=0"])
             .arg(format!("--directory={}", dir.display()))
@@ -37,7 +37,7 @@ impl Writer {
         let script = r#"cd "$0" || exit 1; i=0; while :; do i=$((i+1)); n=$((i%20))
 head -c $((n*20000+100)) /dev/urandom > f$n; [ $((i%3)) = 0 ] && fallocate -p -o 8192 -l 16384 f$n
 mv f$n g$n; [ $((i%7)) = 0 ] && rm -f g$((n/2)) && fstrim . ; sync f$n 2>/dev/null; sleep 0.05; done"#;
-        let child = Command::new("sh").args(["-c", script]).arg(dir).stderr(Stdio::null()).spawn().unwrap();
+        let child = mortal("sh").args(["-c", script]).arg(dir).stderr(Stdio::null()).spawn().unwrap();
         Self(child)
     }
 }
@@ -118,7 +118,7 @@ dd if=/dev/urandom of="$0" bs=512 count=1 seek=$((i*7919%120000)) oflag=direct c
 dd if=/dev/urandom of="$0" bs=64k count=1 seek=$((i*31%900)) oflag=direct conv=notrunc status=none
 [ $((i%5)) = 0 ] && blkdiscard -o $((i*37%60*1048576)) -l 524288 "$0"
 [ $((i%7)) = 0 ] && blkdiscard -z -o $((i*13%60*1048576+4096)) -l 262144 "$0"; done"#;
-    let raw_writer = Command::new("sh").args(["-c", script, &raw, &lab.path("photos")]).spawn().unwrap();
+    let raw_writer = mortal("sh").args(["-c", script, &raw, &lab.path("photos")]).spawn().unwrap();
     let writers = [Writer(raw_writer), Writer::files(&ext4), Writer::files(&xfs), Writer::fio(&xfs, "libaio", true)];
     let process = lab.start_agent(&agent, &[&disk.path], &["--hooks-dir", &hooks]);
     lab.wait_checkpoints(&agent, &disk.name, 8, 120);

@@ -175,6 +175,7 @@ pub struct DiskSession {
     newest: Option<CheckpointId>,
     adopt: Option<CheckpointId>,
     forget_sent: bool,
+    order_waits: bool,
     window_bytes: u64,
     next_seq: u64,
     unacked: VecDeque<Unacked>,
@@ -201,6 +202,7 @@ impl DiskSession {
             newest: None,
             adopt: None,
             forget_sent: true,
+            order_waits: false,
             window_bytes: 0,
             next_seq: 1,
             unacked: VecDeque::new(),
@@ -248,7 +250,7 @@ impl DiskSession {
     }
 
     fn link_down(&mut self) {
-        self.attached = false;
+        (self.attached, self.order_waits) = (false, false);
         self.outbox.clear();
         let sync = self.sync.take();
         sync.into_iter().for_each(|sync| sync.give_back(&mut self.to_send));
@@ -306,20 +308,28 @@ impl DiskSession {
     }
 
     fn pending(&mut self, pending: BlockSet) {
-        if let Some(id) = self.adopt.take() {
-            let heals = match self.sealed {
-                Some((sealed, heals)) if sealed == id => heals,
-                _ => self.claim.is_some_and(|claim| claim.gap.is_some()),
-            };
-            // Everything pending stays pending: more than needed, never less.
-            self.outbox.push_back(Action::CommitTracker { id, keep: pending.clone(), heals });
-        }
-        self.sealed = None;
         if self.forget_sent {
             self.to_send = pending.clone();
         }
+        let mut changed = pending;
+        if let Some(id) = self.adopt.take() {
+            // The commit was made, its acknowledgement was lost. If it was sealed by this session, what changed since is
+            // known; else everything pending stays pending: more than needed, never less.
+            let heals = match self.sealed {
+                Some((sealed, heals)) if sealed == id => {
+                    changed = self.to_send.clone();
+                    heals
+                }
+                _ => self.claim.is_some_and(|claim| claim.gap.is_some()),
+            };
+            self.outbox.push_back(Action::CommitTracker { id, keep: changed.clone(), heals });
+        }
+        self.sealed = None;
         self.reported = BlockSet::new();
-        self.report(&pending);
+        self.report(&changed);
+        if std::mem::take(&mut self.order_waits) {
+            self.sync_ordered();
+        }
     }
 
     fn acked(&mut self, endpoint: Endpoint, seq: u64) {
@@ -370,7 +380,12 @@ impl DiskSession {
 
     fn sync_ordered(&mut self) {
         let scanning = self.scan.as_ref().is_some_and(|scan| !scan.is_done());
-        if !self.attached || self.sync.is_some() {
+        if !self.attached {
+            // Orders come on another connection and may overtake the answer to the attach.
+            self.order_waits = true;
+            return;
+        }
+        if self.sync.is_some() {
             return;
         }
         if scanning {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::schedule::Schedule;
 use super::session::{DiskSession, Event, SessionError};
@@ -259,6 +259,7 @@ impl Worker {
         }
         let order = ConfigDown::Sync { disk: self.disk.clone() };
         let sent = self.orders.as_ref().is_some_and(|orders| orders.try_send(order).is_ok());
+        debug!(AGENT = %self.agent, DISK = %self.disk, "a sync is ordered");
         if !sent {
             self.schedule.failed(self.began.elapsed());
         }

@@ -82,6 +82,8 @@ pub struct DiskSession {
     store: Option<DiskStore>,
     attachment: Option<Attachment>,
     comparing: Option<Epoch>,
+    /// The last seal was refused: the agent is to send everything pending again.
+    distrust: bool,
 }
 
 fn slot(endpoint: Endpoint) -> usize {
@@ -91,7 +93,7 @@ fn slot(endpoint: Endpoint) -> usize {
 impl DiskSession {
     /// A disk; its files are opened when it is first needed.
     pub fn new(files: Arc<dyn Files>, agent: AgentId, disk: DiskId, instance: Epoch) -> Self {
-        Self { files, agent, disk, instance, store: None, attachment: None, comparing: None }
+        Self { files, agent, disk, instance, store: None, attachment: None, comparing: None, distrust: false }
     }
 
     /// The newest checkpoint, as far as the store is open.
@@ -188,6 +190,8 @@ impl DiskSession {
                 Reason::OtherHistory => "the agent's last checkpoint is not the newest one here".to_owned(),
             });
         }
+        let resumes = resumes && !std::mem::take(&mut self.distrust);
+        let store = self.store()?;
         let newest = store.newest().map(|c| c.id);
         let next_seq = store.last_seq() + 1;
         self.comparing = reason.map(|_| claim.epoch);
@@ -299,7 +303,9 @@ impl DiskSession {
         let id: CheckpointId = seal.id;
         let mut events = self.flush()?;
         let store = self.store.as_mut().ok_or_else(not_attached)?;
-        let checkpoint = store.commit(seal)?;
+        let committed = store.commit(seal);
+        self.distrust = matches!(committed, Err(StoreError::Refused(_)));
+        let checkpoint = committed?;
         self.comparing = None;
         events.push(Event::Answer(Endpoint::Live, DiskDown::Committed { id }));
         events.push(Event::Committed(Box::new(checkpoint)));

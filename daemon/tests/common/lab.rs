@@ -29,6 +29,13 @@ pub fn run(program: &str, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
+/// A command that is killed when this test ends, even if the test is killed.
+pub fn mortal(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", program]);
+    command
+}
+
 /// Waits until a condition is true.
 pub fn wait_for(what: &str, seconds: u64, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(seconds);
@@ -103,7 +110,7 @@ pub struct Process {
 impl Process {
     pub fn start(args: &[&str], log: &Path) -> Self {
         let file = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-        let child = Command::new(BLXREP)
+        let child = mortal(BLXREP)
             .args(args)
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
