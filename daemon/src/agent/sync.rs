@@ -41,7 +41,7 @@ pub enum Phase {
 impl Phase {
     /// Whether what changes now belongs to the next checkpoint.
     pub fn is_behind_freeze(self) -> bool {
-        matches!(self, Self::Rest | Self::Sealed)
+        matches!(self, Self::Rest | Self::Unfrozen | Self::UnfrozenSent | Self::LastDrain | Self::Sealed)
     }
 }
 
@@ -202,6 +202,19 @@ mod tests {
         assert!(sync.try_again(String::new()) && sync.try_again("x".to_owned()));
         assert!(!sync.try_again(String::new()));
         assert!(sync.unfrozen_note().ends_with("; x"));
+    }
+
+    #[test]
+    fn what_changes_while_the_last_blocks_are_sent_belongs_to_the_next_checkpoint() {
+        let mut sync = Sync::new();
+        sync.send(blocks(600));
+        assert!(!sync.phase().is_behind_freeze());
+        sync.send_unfrozen(blocks(600));
+        assert!(sync.phase().is_behind_freeze());
+        while sync.next_to_read(256).is_some() {}
+        assert!(sync.phase().is_behind_freeze());
+        sync.last_drain();
+        assert!(sync.phase().is_behind_freeze());
     }
 
     #[test]
