@@ -20,6 +20,8 @@ pub mod lock;
 pub mod reader;
 pub mod restore;
 pub mod run;
+#[cfg(test)]
+mod simulation;
 pub mod store;
 pub mod tracker;
 pub mod wire;

@@ -13,13 +13,17 @@ use common::lab::{Lab, TestDisk, run, wait_for};
 
 fn write_random(path: &str, mib: u64, seek_mib: u64) {
     let (of, count, seek) = (format!("of={path}"), format!("count={mib}"), format!("seek={seek_mib}"));
-    run("dd", &["if=/dev/urandom", &of, "bs=1M", &count, &seek, "oflag=direct", "conv=notrunc", "status=none"]);
+    run(
+        "dd",
+        &["if=/dev/urandom", &of, "bs=1M", &count, &seek, "oflag=direct", "conv=notrunc", "status=none"],
+    );
 }
 
 /// Whether something can be written to a directory now, without waiting for it for long.
 fn writable(dir: &Path) -> bool {
     let file = dir.join("probe");
-    let mut child = Command::new("sh").args(["-c", "echo x > \"$0\" && sync \"$0\""]).arg(&file).spawn().unwrap();
+    let mut child =
+        Command::new("sh").args(["-c", "echo x > \"$0\" && sync \"$0\""]).arg(&file).spawn().unwrap();
     let end = Instant::now() + Duration::from_secs(2);
     while Instant::now() < end {
         if child.try_wait().unwrap().is_some() {
@@ -123,7 +127,11 @@ fn a_full_copy_that_is_cut_goes_on_from_there() {
     lab.compare_all(&agent, &disk.name);
 }
 
-fn frozen_lab(name: &str, hook: &str, args: &[&str]) -> (Lab, TestDisk, std::path::PathBuf, common::lab::Process, String) {
+fn frozen_lab(
+    name: &str,
+    hook: &str,
+    args: &[&str],
+) -> (Lab, TestDisk, std::path::PathBuf, common::lab::Process, String) {
     let mut lab = Lab::new(name);
     let mut disk = lab.loop_disk(64);
     let path = disk.path.clone();
@@ -141,7 +149,8 @@ fn frozen_lab(name: &str, hook: &str, args: &[&str]) -> (Lab, TestDisk, std::pat
 #[test]
 fn an_agent_killed_inside_the_freeze_leaves_nothing_frozen() {
     let hook = r#"[ "$1" = frozen ] && : > "$PHOTOS/frozen" && sleep 5; exit 0"#;
-    let (lab, _disk, mount, mut process, _) = frozen_lab("infreeze", hook, &["--freeze-timeout", "60s", "--hook-timeout", "60s"]);
+    let (lab, _disk, mount, mut process, _) =
+        frozen_lab("infreeze", hook, &["--freeze-timeout", "60s", "--hook-timeout", "60s"]);
     wait_for("the freeze", 30, || Path::new(&lab.path("photos/frozen")).exists());
     assert!(!writable(&mount), "the test must catch it frozen");
     process.kill();
@@ -164,7 +173,8 @@ fn a_hook_that_hangs_does_not_keep_anything_frozen() {
 #[test]
 fn a_freeze_ends_at_its_deadline() {
     let hook = r#"[ "$1" = frozen ] && : > "$PHOTOS/frozen" && sleep 1000; exit 0"#;
-    let (lab, disk, mount, process, agent) = frozen_lab("deadline", hook, &["--freeze-timeout", "2s", "--hook-timeout", "30s"]);
+    let (lab, disk, mount, process, agent) =
+        frozen_lab("deadline", hook, &["--freeze-timeout", "2s", "--hook-timeout", "30s"]);
     wait_for("the freeze", 30, || Path::new(&lab.path("photos/frozen")).exists());
     std::thread::sleep(Duration::from_millis(2500));
     assert!(writable(&mount));

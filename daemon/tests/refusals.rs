@@ -90,7 +90,7 @@ fn an_agent_that_is_connected_already() {
     // The same state directory: found at once on one machine.
     agent_refused(&lab, &agent, &[&one.path], 1, "held by another blxrep");
     // Another machine has another state directory.
-    let mut second = lab.start_agent(&agent, &[&two.path], &["--state-dir", &lab.path("other-state")]);
+    let mut second = lab.start_agent_in("other-state", &agent, &[&two.path], &[]);
     let code = second.exit_code(60);
     assert_eq!(code, 3, "{}", second.log());
     assert!(second.log().contains("is connected already"), "{}", second.log());
@@ -122,7 +122,9 @@ fn devices_that_are_not_whole_disks_and_a_disk_that_shrank() {
     fs::File::create(&small).unwrap().set_len(24 << 20).unwrap();
     run("losetup", &["-d", &disk.path]);
     // The same loop device, and so the same disk id, but smaller.
-    wait_for("the loop device to be free", 5, || Command::new("losetup").args([&disk.path, &small]).status().unwrap().success());
+    wait_for("the loop device to be free", 5, || {
+        Command::new("losetup").args([&disk.path, &small]).status().unwrap().success()
+    });
     agent_refused(&lab, &agent, &[&disk.path], 3, "shrank");
     assert_eq!(files_below(&lab.path("data")), before);
 }
@@ -139,7 +141,11 @@ fn names_and_configurations() {
     show("nobody", "sda", 5, "nobody");
     let restore = ["dispatcher", "restore", "--agent", "nobody", "--disk", "../../x", "--data-dir", &data];
     refused(&[&restore[..], &["--checkpoint", "latest"]].concat(), 5, "nobody");
-    refused(&["enroll", "../../x", "--data-dir", &data, "--agents-file", &lab.path("agents")], 2, "not valid");
+    refused(
+        &["enroll", "../../x", "--data-dir", &data, "--agents-file", &lab.path("agents")],
+        2,
+        "not valid",
+    );
     assert!(!Path::new(&lab.path("agents")).exists());
     let config = lab.path("config.yaml");
     let configured = |text: &str, says: &[&str]| {
@@ -159,7 +165,17 @@ fn names_and_configurations() {
 fn a_restore_onto_a_full_disk_leaves_nothing() {
     let mut lab = Lab::new("full");
     let disk = lab.loop_disk(32);
-    run("dd", &["if=/dev/urandom", &format!("of={}", disk.path), "bs=1M", "count=32", "oflag=direct", "status=none"]);
+    run(
+        "dd",
+        &[
+            "if=/dev/urandom",
+            &format!("of={}", disk.path),
+            "bs=1M",
+            "count=32",
+            "oflag=direct",
+            "status=none",
+        ],
+    );
     let agent = lab.agent("a");
     lab.enroll(&agent);
     lab.start_dispatcher(&["--sync-freq", "1s"]);
@@ -195,8 +211,13 @@ fn a_data_directory_that_is_full_keeps_what_it_has_and_goes_on_when_there_is_spa
     let process = lab.start_agent(&agent, &[&disk.path], &["--hooks-dir", &hooks]);
     lab.wait_checkpoints(&agent, &disk.name, 1, 30);
     let ballast = mount.join("ballast");
-    let _ = Command::new("dd").args(["if=/dev/zero", &format!("of={}", ballast.display()), "bs=64k", "status=none"]).output();
-    run("dd", &["if=/dev/urandom", &format!("of={}", disk.path), "bs=1M", "count=8", "oflag=direct", "status=none"]);
+    let _ = Command::new("dd")
+        .args(["if=/dev/zero", &format!("of={}", ballast.display()), "bs=64k", "status=none"])
+        .output();
+    run(
+        "dd",
+        &["if=/dev/urandom", &format!("of={}", disk.path), "bs=1M", "count=8", "oflag=direct", "status=none"],
+    );
     let dispatcher = lab.dispatcher.as_ref().unwrap();
     wait_for("the full disk to be said", 30, || dispatcher.log().contains("no space left"));
     let before = lab.show(&agent, None).len();
@@ -214,7 +235,19 @@ fn damage_is_named_and_nothing_is_written() {
     let disk = lab.loop_disk(24);
     let write = |seek: u32| {
         let (of, seek) = (format!("of={}", disk.path), format!("seek={seek}"));
-        run("dd", &["if=/dev/urandom", &of, "bs=1M", "count=4", &seek, "oflag=direct", "conv=notrunc", "status=none"]);
+        run(
+            "dd",
+            &[
+                "if=/dev/urandom",
+                &of,
+                "bs=1M",
+                "count=4",
+                &seek,
+                "oflag=direct",
+                "conv=notrunc",
+                "status=none",
+            ],
+        );
     };
     write(0);
     let agent = lab.agent("a");
@@ -266,7 +299,10 @@ async fn send(socket: &mut ClientSocket, bytes: Vec<u8>) {
 /// The next binary frame; `None` when the connection ends.
 async fn next(socket: &mut ClientSocket) -> Option<Vec<u8>> {
     loop {
-        match tokio::time::timeout(std::time::Duration::from_secs(10), socket.next()).await.expect("no answer") {
+        match tokio::time::timeout(std::time::Duration::from_secs(10), socket.next())
+            .await
+            .expect("no answer")
+        {
             Some(Ok(Message::Binary(bytes))) => return Some(bytes.into()),
             Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
             Some(Ok(_)) => {}
@@ -282,7 +318,11 @@ async fn session(dial: &Dial, disk: &str, geometry: Geometry) -> (ClientSocket, 
     let welcome = decode_message(&next(&mut config).await.unwrap()).unwrap();
     let ConfigDown::Welcome { session } = welcome else { panic!("{welcome:?}") };
     let mut headers = dial.headers();
-    headers.extend([(header::SESSION, hex(&session)), (header::DISK, disk.to_owned()), (header::LINK, "7".to_owned())]);
+    headers.extend([
+        (header::SESSION, hex(&session)),
+        (header::DISK, disk.to_owned()),
+        (header::LINK, "7".to_owned()),
+    ]);
     (config, headers)
 }
 
@@ -299,7 +339,8 @@ async fn garbage_on_every_endpoint() {
     lab.start_dispatcher(&["--sync-freq", "1s"]);
     let dial = Arc::new(dial(&lab, &agent));
     let geometry = Geometry::new(8 << 20, 12).unwrap();
-    let garbage = [vec![], vec![0xff; 40], vec![1, 1, 0, 0, 4, 0, 0, 0, 9, 9, 9, 9], vec![1, 2, 0, 0, 0, 0, 0, 0]];
+    let garbage =
+        [vec![], vec![0xff; 40], vec![1, 1, 0, 0, 4, 0, 0, 0, 9, 9, 9, 9], vec![1, 2, 0, 0, 0, 0, 0, 0]];
     for bytes in &garbage {
         let mut config = dial.open(Endpoint::Config, &dial.headers()).await.unwrap();
         send(&mut config, bytes.clone()).await;
@@ -364,7 +405,10 @@ async fn garbage_on_every_endpoint() {
 async fn the_restore_endpoint_gives_an_agent_its_own_bytes_and_no_others() {
     let mut lab = Lab::new("fetch");
     let disk = lab.loop_disk(16);
-    run("dd", &["if=/dev/urandom", &format!("of={}", disk.path), "bs=1M", "count=6", "oflag=direct", "status=none"]);
+    run(
+        "dd",
+        &["if=/dev/urandom", &format!("of={}", disk.path), "bs=1M", "count=6", "oflag=direct", "status=none"],
+    );
     let agent = lab.agent("a");
     lab.enroll(&agent);
     let stranger = lab.agent("b");

@@ -16,10 +16,19 @@ struct Writer(Child);
 impl Writer {
     fn fio(dir: &Path, engine: &str, direct: bool) -> Self {
         // Only buffered writes may be smaller than a page everywhere.
-        let sizes = if engine == "sync" { "--bssplit=512/10:4k/60:64k/25:300k/5" } else { "--bssplit=4k/70:64k/30" };
+        let sizes =
+            if engine == "sync" { "--bssplit=512/10:4k/60:64k/25:300k/5" } else { "--bssplit=4k/70:64k/30" };
         let child = mortal("fio")
             .args(["--name=w", "--rw=randwrite", sizes, "--size=12M", "--nrfiles=3"])
-            .args(["--time_based", "--runtime=600", "--thread", "--rate=1M", "--overwrite=0", "--fallocate=none", "--randrepeat=0"])
+            .args([
+                "--time_based",
+                "--runtime=600",
+                "--thread",
+                "--rate=1M",
+                "--overwrite=0",
+                "--fallocate=none",
+                "--randrepeat=0",
+            ])
             .arg(format!("--directory={}", dir.display()))
             .arg(format!("--filename_format={engine}.$jobnum.$filenum"))
             .arg(format!("--ioengine={engine}"))
@@ -119,7 +128,8 @@ dd if=/dev/urandom of="$0" bs=64k count=1 seek=$((i*31%900)) oflag=direct conv=n
 [ $((i%5)) = 0 ] && blkdiscard -o $((i*37%60*1048576)) -l 524288 "$0"
 [ $((i%7)) = 0 ] && blkdiscard -z -o $((i*13%60*1048576+4096)) -l 262144 "$0"; done"#;
     let raw_writer = mortal("sh").args(["-c", script, &raw, &lab.path("photos")]).spawn().unwrap();
-    let writers = [Writer(raw_writer), Writer::files(&ext4), Writer::files(&xfs), Writer::fio(&xfs, "libaio", true)];
+    let writers =
+        [Writer(raw_writer), Writer::files(&ext4), Writer::files(&xfs), Writer::fio(&xfs, "libaio", true)];
     let process = lab.start_agent(&agent, &[&disk.path], &["--hooks-dir", &hooks]);
     lab.wait_checkpoints(&agent, &disk.name, 8, 120);
     drop(process);
@@ -142,7 +152,17 @@ fn discards_zeroes_and_a_block_that_comes_back() {
         let file = lab.path("data.bin");
         fs::write(&file, data).unwrap();
         let seek = format!("seek={offset_mib}");
-        run("dd", &[&format!("if={file}"), &format!("of={}", disk.path), "bs=1M", &seek, "oflag=direct", "status=none"]);
+        run(
+            "dd",
+            &[
+                &format!("if={file}"),
+                &format!("of={}", disk.path),
+                "bs=1M",
+                &seek,
+                "oflag=direct",
+                "status=none",
+            ],
+        );
     };
     write(b'A', 0);
     write(b'A', 32);

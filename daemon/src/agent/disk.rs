@@ -100,7 +100,17 @@ impl Worker {
     ) -> Self {
         let session = DiskSession::new(disk.geometry, disk.device.name.clone(), FREEZE_BUDGET_BYTES);
         let pace = Pace::new(config.read_rate_bytes);
-        Self { disk, config, guard_exe, session, inbox, runtime: Handle::current(), link: None, pace, refused }
+        Self {
+            disk,
+            config,
+            guard_exe,
+            session,
+            inbox,
+            runtime: Handle::current(),
+            link: None,
+            pace,
+            refused,
+        }
     }
 
     /// Runs until it is told to stop or the disk is refused for good.
@@ -149,7 +159,8 @@ impl Worker {
                     Err(error) => self.complain(&error.to_string()),
                 }
             }
-            Inbound::Frame(number, endpoint, bytes) if self.is_linked(number) => match decode_message(&bytes) {
+            Inbound::Frame(number, endpoint, bytes) if self.is_linked(number) => match decode_message(&bytes)
+            {
                 Ok(message) => self.session.handle(Input::Message(endpoint, message)),
                 Err(error) => {
                     self.complain(&error.to_string());
@@ -184,7 +195,9 @@ impl Worker {
                 Ok(bytes) => self.send(endpoint, bytes),
                 Err(error) => self.complain(&error.to_string()),
             },
-            Action::SendData { endpoint, area, seq, run } => self.send(endpoint, encode_data(area, seq, &run)),
+            Action::SendData { endpoint, area, seq, run } => {
+                self.send(endpoint, encode_data(area, seq, &run))
+            }
             Action::Drain(drain) => {
                 let blocks = self.disk.tracker.drain().map_err(lost)?;
                 self.session.handle(Input::Drained { drain, blocks, time_unix_ms: unix_ms() });

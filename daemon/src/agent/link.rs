@@ -42,7 +42,11 @@ impl Dial {
     ///
     /// # Errors
     /// When the dispatcher cannot be reached or refuses.
-    pub async fn open(&self, endpoint: Endpoint, headers: &[(&'static str, String)]) -> Result<ClientSocket, ConnectError> {
+    pub async fn open(
+        &self,
+        endpoint: Endpoint,
+        headers: &[(&'static str, String)],
+    ) -> Result<ClientSocket, ConnectError> {
         connect(self.addr.as_str(), &self.connector, endpoint, headers).await
     }
 }

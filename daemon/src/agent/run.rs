@@ -77,7 +77,8 @@ pub async fn run(
 fn start(disk: Disk, config: &Arc<AgentConfig>, guard_exe: &std::path::Path) -> std::io::Result<RunningDisk> {
     let (inbox, from_inbox) = mpsc::channel(INBOX_MAX);
     let (refuse, refused) = watch::channel(None);
-    let offer = DiskOffer { disk: disk.id.clone(), device: disk.device.name.clone(), geometry: disk.geometry };
+    let offer =
+        DiskOffer { disk: disk.id.clone(), device: disk.device.name.clone(), geometry: disk.geometry };
     let worker = Worker::new(disk, config.clone(), guard_exe.to_owned(), from_inbox, refuse);
     let name = format!("disk-{}", offer.device);
     let thread = std::thread::Builder::new().name(name).spawn(move || worker.run())?;
@@ -97,7 +98,9 @@ async fn all_refused(config: &AgentConfig, disks: &[RunningDisk]) -> String {
 }
 
 async fn stay_connected(dial: &Dial, disks: &[RunningDisk]) -> Result<(), AgentError> {
-    let footprint = spawn_blocking(|| serde_json::to_string(&footprint::collect()).unwrap_or_default()).await.unwrap_or_default();
+    let footprint = spawn_blocking(|| serde_json::to_string(&footprint::collect()).unwrap_or_default())
+        .await
+        .unwrap_or_default();
     let began = Instant::now();
     let mut backoff = Backoff::default();
     let mut was_connected = false;
@@ -135,7 +138,10 @@ async fn session(
     };
     let hello = ConfigUp::Hello {
         software: env!("CARGO_PKG_VERSION").to_owned(),
-        boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
+        boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
         disks: disks.iter().map(|disk| disk.offer.clone()).collect(),
     };
     for message in [hello, ConfigUp::Footprint(footprint.to_owned())] {
@@ -163,7 +169,10 @@ async fn session(
             }
             Ok(ConfigDown::Sync { disk }) => order(disks, &disk).await,
             Err(error) => {
-                return Err(ConnectError::Protocol { addr: dial.addr.as_str().to_owned(), reason: error.to_string() });
+                return Err(ConnectError::Protocol {
+                    addr: dial.addr.as_str().to_owned(),
+                    reason: error.to_string(),
+                });
             }
         }
     }

@@ -10,8 +10,8 @@ use crate::geometry::Geometry;
 use crate::hash::GroupDigest;
 use crate::wire::message::DIGESTS_MAX;
 
-/// Groups whose hashes were asked for and have not come.
-const WANTED_MAX: usize = 16;
+/// Groups that were read and are not settled yet.
+const UNSETTLED_MAX: usize = 16;
 
 /// What a scan wants next.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,12 +39,15 @@ pub enum Step {
 pub struct Scan {
     groups: u64,
     compare: bool,
-    /// Every group before this one was read.
+    /// Every group before this one was read, and is settled or in `unsettled`.
     next_group: u64,
     asked_to: u64,
     digests: VecDeque<GroupDigest>,
     comparing: Option<GroupDigest>,
+    /// Groups whose hashes were asked for and have not come.
     wanted: BTreeSet<u64>,
+    /// Groups being read, and those of `wanted`: what becomes of them is not known yet.
+    unsettled: BTreeSet<u64>,
     told: bool,
 }
 
@@ -59,6 +62,7 @@ impl Scan {
             digests: VecDeque::new(),
             comparing: None,
             wanted: BTreeSet::new(),
+            unsettled: BTreeSet::new(),
             told: false,
         }
     }
@@ -79,18 +83,20 @@ impl Scan {
             self.asked_to += batch;
             return Some(Step::Ask { first_group, count: batch as u32 });
         }
-        while self.wanted.len() < WANTED_MAX {
+        while self.unsettled.len() < UNSETTLED_MAX {
             let Some(digest) = self.digests.pop_front() else { break };
             let group = self.next_group;
             self.next_group += 1;
             if digest == GroupDigest::MISSING {
+                self.unsettled.insert(group);
                 return Some(Step::Read { group, missing: true });
             } else if self.compare {
                 self.comparing = Some(digest);
+                self.unsettled.insert(group);
                 return Some(Step::Read { group, missing: false });
             }
         }
-        if self.next_group == self.groups && self.wanted.is_empty() {
+        if self.next_group == self.groups && self.unsettled.is_empty() {
             self.told = true;
             return Some(Step::Done);
         }
@@ -110,6 +116,8 @@ impl Scan {
         let differs = self.comparing.take() != Some(digest);
         if differs {
             self.wanted.insert(group);
+        } else {
+            self.settled(group);
         }
         differs
     }
@@ -117,6 +125,11 @@ impl Scan {
     /// A group's hashes came: whether they were asked for.
     pub fn answered(&mut self, group: u64) -> bool {
         self.wanted.remove(&group)
+    }
+
+    /// All that is to be sent of a group was handed over.
+    pub fn settled(&mut self, group: u64) {
+        self.unsettled.remove(&group);
     }
 
     /// Goes back to a group whose data may not have arrived.
@@ -127,9 +140,10 @@ impl Scan {
 
     /// The connection is gone: what was asked for will not come.
     pub fn disconnect(&mut self) {
-        if let Some(first) = self.wanted.pop_first() {
+        if let Some(first) = self.unsettled.pop_first() {
             self.rewind(first);
         }
+        self.unsettled.clear();
         self.wanted.clear();
         self.digests.clear();
         self.comparing = None;
@@ -158,6 +172,8 @@ mod tests {
         let mut scan = scan(3, false);
         scan.digests(0, vec![digest(1), GroupDigest::MISSING, digest(2)]);
         assert_eq!(scan.next(), Some(Step::Read { group: 1, missing: true }));
+        assert_eq!(scan.next(), None, "not done before it is read");
+        scan.settled(1);
         assert_eq!(scan.next(), Some(Step::Done));
         assert_eq!(scan.next(), None);
     }
@@ -187,6 +203,18 @@ mod tests {
         assert!(scan.compare(0, digest(2)));
         assert_eq!(scan.next(), None);
         assert!(scan.answered(0));
+        assert_eq!(scan.next(), None, "the blocks that differ are still to be read");
+        scan.settled(0);
         assert_eq!(scan.next(), Some(Step::Done));
+    }
+
+    #[test]
+    fn a_group_whose_blocks_were_about_to_be_read_is_not_forgotten_by_a_cut() {
+        let mut scan = scan(2, true);
+        scan.digests(0, vec![digest(1); 2]);
+        assert_eq!(scan.next(), Some(Step::Read { group: 0, missing: false }));
+        assert!(scan.compare(0, digest(2)) && scan.answered(0));
+        scan.disconnect();
+        assert_eq!(scan.next(), Some(Step::Ask { first_group: 0, count: 2 }));
     }
 }

@@ -183,6 +183,7 @@ pub struct DiskSession {
     to_send: BlockSet,
     reported: BlockSet,
     scan: Option<Scan>,
+    scan_gap_count: u64,
     sync: Option<Sync>,
     sealed: Option<(CheckpointId, bool)>,
 }
@@ -210,6 +211,7 @@ impl DiskSession {
             to_send: BlockSet::new(),
             reported: BlockSet::new(),
             scan: None,
+            scan_gap_count: 0,
             sync: None,
             sealed: None,
         }
@@ -288,41 +290,45 @@ impl DiskSession {
             DiskDown::Ack { seq } => self.acked(endpoint, seq),
             DiskDown::Committed { id } => self.committed(id),
             DiskDown::Refused { reason, lasting: true } => self.outbox.push_back(Action::Stop { reason }),
-            DiskDown::Refused { reason, lasting: false } => self.outbox.push_back(Action::DropLink { reason }),
+            DiskDown::Refused { reason, lasting: false } => {
+                self.outbox.push_back(Action::DropLink { reason })
+            }
         }
     }
 
     fn attach(&mut self, plan: Plan, instance: Epoch, resumes: bool, newest: Option<CheckpointId>) {
         let resumes = resumes && self.instance == Some(instance);
         (self.attached, self.instance, self.newest) = (true, Some(instance), newest);
-        self.forget_sent = !resumes;
+        self.forget_sent |= !resumes;
         let base = self.claim.and_then(|claim| claim.base);
         self.adopt = newest.filter(|id| plan == Plan::Continue && Some(*id) != base);
         match (plan, &mut self.scan) {
             (Plan::Continue, _) => self.scan = None,
-            (_, Some(_)) if resumes => {}
+            // A doubt that is newer than the scan is not healed by what it has read already.
+            (_, Some(_)) if resumes && self.scan_gap_count == self.gap_count => {}
             (Plan::Copy { compare }, _) => self.scan = Some(Scan::new(self.geometry, compare)),
             (Plan::Compare, _) => self.scan = Some(Scan::new(self.geometry, true)),
         }
+        self.scan_gap_count = self.gap_count;
         self.outbox.push_back(Action::LoadPending);
     }
 
     fn pending(&mut self, pending: BlockSet) {
-        if self.forget_sent {
-            self.to_send = pending.clone();
+        let adopt = self.adopt.take();
+        let heals = self.sealed.take_if(|(sealed, _)| adopt == Some(*sealed)).map(|(_, heals)| heals);
+        let knows_what_is_left = !self.forget_sent && (adopt.is_none() || heals.is_some());
+        if !knows_what_is_left {
+            // Blocks of a compare may be in it that are in no pending set.
+            self.to_send.union(&pending);
         }
+        self.forget_sent = false;
         let mut changed = pending;
-        if let Some(id) = self.adopt.take() {
+        if let Some(id) = adopt {
             // The commit was made, its acknowledgement was lost. If it was sealed by this session, what changed since is
             // known; else everything pending stays pending: more than needed, never less.
-            let heals = match self.sealed {
-                Some((sealed, heals)) if sealed == id => {
-                    changed = self.to_send.clone();
-                    heals
-                }
-                _ => self.claim.is_some_and(|claim| claim.gap.is_some()),
-            };
-            self.outbox.push_back(Action::CommitTracker { id, keep: changed.clone(), heals });
+            changed = self.to_send.clone();
+            let heals = heals.unwrap_or_else(|| self.claim.is_some_and(|claim| claim.gap.is_some()));
+            self.outbox.push_front(Action::CommitTracker { id, keep: changed.clone(), heals });
         }
         self.sealed = None;
         self.reported = BlockSet::new();
@@ -350,8 +356,9 @@ impl DiskSession {
 
     fn doubts(&mut self, gap_count: u64) {
         if gap_count != self.gap_count {
+            // Before anything that waits to be sent, above all a seal.
             let reason = "the tracker has a new gap: the disk must be compared".to_owned();
-            self.outbox.push_back(Action::DropLink { reason });
+            self.outbox.push_front(Action::DropLink { reason });
         }
     }
 
@@ -380,12 +387,9 @@ impl DiskSession {
 
     fn sync_ordered(&mut self) {
         let scanning = self.scan.as_ref().is_some_and(|scan| !scan.is_done());
-        if !self.attached {
-            // Orders come on another connection and may overtake the answer to the attach.
+        if !self.attached || self.sync.is_some() {
+            // Orders come on another connection: they may overtake the answer to the attach, or the news of a commit.
             self.order_waits = true;
-            return;
-        }
-        if self.sync.is_some() {
             return;
         }
         if scanning {
@@ -427,7 +431,9 @@ impl DiskSession {
                     sync.send_unfrozen(std::mem::take(&mut self.to_send));
                 }
             }
-            Ok(Outcome::Taken(taken)) if taken.consistency == Consistency::Fuzzy && sync.try_again(String::new()) => {
+            Ok(Outcome::Taken(taken))
+                if taken.consistency == Consistency::Fuzzy && sync.try_again(String::new()) =>
+            {
                 taken.data.iter().for_each(|(extent, _)| self.to_send.insert(*extent));
                 self.to_send.union(&taken.after);
                 self.begin_round();
@@ -488,6 +494,7 @@ impl DiskSession {
         let note = sync.unfrozen_note();
         sync.sealed();
         let seal = DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms: 0, note: cut_text(note) };
+        self.outbox.push_back(Action::CheckClaim);
         self.send_seal(id, seal);
     }
 
@@ -512,15 +519,21 @@ impl DiskSession {
         self.unacked_bytes = 0;
         // Behind the freeze, what is to be sent is exactly what was drained since.
         let keep = self.to_send.clone();
-        self.outbox.push_back(Action::CommitTracker { id, keep: keep.clone(), heals });
+        // Before any drain that waits: what that one finds must stay pending.
+        self.outbox.push_front(Action::CommitTracker { id, keep: keep.clone(), heals });
         self.reported = BlockSet::new();
         self.report(&keep);
+        if std::mem::take(&mut self.order_waits) {
+            self.sync_ordered();
+        }
     }
 
     fn fail_sync(&mut self, reason: String) {
         if let Some(sync) = self.sync.take() {
+            self.order_waits = false;
             sync.give_back(&mut self.to_send);
-            self.outbox.push_back(Action::Send(Endpoint::Live, DiskUp::SyncFailed { reason: cut_text(reason) }));
+            self.outbox
+                .push_back(Action::Send(Endpoint::Live, DiskUp::SyncFailed { reason: cut_text(reason) }));
         }
     }
 
@@ -552,6 +565,9 @@ impl DiskSession {
                 }
             }
             (Ok(ReadResult::Runs(runs)), purpose) => {
+                if let (Some(scan), false) = (&mut self.scan, purpose == Purpose::Changed) {
+                    scan.settled(extent.first / self.geometry.group_blocks());
+                }
                 let (endpoint, area) = match purpose {
                     Purpose::Base => (Endpoint::Snapshot, Area::Base),
                     Purpose::Changed => (Endpoint::Live, Area::Delta),

@@ -12,7 +12,8 @@ pub(crate) fn init() {
     let registry = tracing_subscriber::registry().with(filter);
     // systemd sets JOURNAL_STREAM for what it connected to the journal (systemd.exec(5)).
     let color = std::io::stderr().is_terminal();
-    let plain = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(color);
+    let plain =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(color);
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     match journal {
         Some(journal) => registry.with(journal.with_field_prefix(None)).init(),

@@ -208,7 +208,8 @@ fn run(command: Command) -> anyhow::Result<()> {
 
 fn exit_code(error: &anyhow::Error) -> u8 {
     let usage = error.is::<ConfigError>() || error.is::<KeyError>() || error.is::<IdError>();
-    match (error.downcast_ref::<RestoreError>().map(RestoreError::class), error.downcast_ref::<AgentError>()) {
+    match (error.downcast_ref::<RestoreError>().map(RestoreError::class), error.downcast_ref::<AgentError>())
+    {
         (Some(ErrorClass::Usage), _) => 2,
         (Some(ErrorClass::Damaged), _) => 4,
         (Some(ErrorClass::NotFound), _) => 5,

@@ -4,11 +4,14 @@ use std::io::{IsTerminal, Write};
 
 use anyhow::Context;
 use blxrep::checkpoint::select::parse_minute;
-use blxrep::restore::{RestoreError, RestoreOptions, ShowRow, restore as restore_checkpoint, show as show_rows};
+use blxrep::restore::{
+    RestoreError, RestoreOptions, ShowRow, restore as restore_checkpoint, show as show_rows,
+};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 fn minute(text: Option<&str>, flag: &str) -> Result<Option<u64>, RestoreError> {
-    let wrong = |text: &str| RestoreError::Usage(format!("--{flag} {text:?}: YYYYMMDDHHMM in UTC is expected"));
+    let wrong =
+        |text: &str| RestoreError::Usage(format!("--{flag} {text:?}: YYYYMMDDHHMM in UTC is expected"));
     text.map(|text| parse_minute(text).ok_or_else(|| wrong(text))).transpose()
 }
 
@@ -19,7 +22,9 @@ pub(crate) fn show(args: &super::Show) -> anyhow::Result<()> {
     let rows = show_rows(&args.data_dir, &args.agent, args.disk.as_deref(), start, end)?;
     let mut out = std::io::stdout().lock();
     let written = if args.json {
-        serde_json::to_writer_pretty(&mut out, &rows).map_err(std::io::Error::from).and_then(|()| writeln!(out))
+        serde_json::to_writer_pretty(&mut out, &rows)
+            .map_err(std::io::Error::from)
+            .and_then(|()| writeln!(out))
     } else {
         table(&mut out, &rows)
     };
@@ -62,7 +67,9 @@ fn table(out: &mut impl Write, rows: &[ShowRow]) -> std::io::Result<()> {
 /// Restores a checkpoint.
 pub(crate) fn restore(args: super::Restore) -> anyhow::Result<()> {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent:>3} %  {binary_bytes_per_sec}  {eta} left") {
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:30} {percent:>3} %  {binary_bytes_per_sec}  {eta} left")
+    {
         bar.set_style(style);
     }
     let options = RestoreOptions {
@@ -89,7 +96,9 @@ pub(crate) fn restore(args: super::Restore) -> anyhow::Result<()> {
         HumanBytes(checkpoint.geometry.size_bytes())
     );
     if checkpoint.consistency == blxrep::checkpoint::Consistency::Fuzzy {
-        eprintln!("warning: this checkpoint is fuzzy: blocks are from slightly different moments; check its file systems");
+        eprintln!(
+            "warning: this checkpoint is fuzzy: blocks are from slightly different moments; check its file systems"
+        );
     }
     if !checkpoint.note.is_empty() {
         eprintln!("note: {}", checkpoint.note);

@@ -31,12 +31,14 @@ pub(crate) fn run(settings: Settings, file: &Path) -> anyhow::Result<()> {
     let config = AgentConfig::new(settings, file)?;
     let key = AgentKey::load(&config.key_file)?;
     if key.agent != config.id {
-        let reason = format!("the key in {} is agent {}'s, not {}'s", config.key_file.display(), key.agent, config.id);
+        let reason =
+            format!("the key in {} is agent {}'s, not {}'s", config.key_file.display(), key.agent, config.id);
         return Err(ConfigError::Value { key: "id", reason }.into());
     }
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.state_dir);
     made.with_context(|| format!("the state directory {}", config.state_dir.display()))?;
-    let _lock = DirLock::take(&config.state_dir, &format!("{}.lock", config.id)).context("the state directory")?;
+    let _lock =
+        DirLock::take(&config.state_dir, &format!("{}.lock", config.id)).context("the state directory")?;
     for mount in thaw_leftovers(&config.state_dir)? {
         warn!("{} was left frozen by an agent that was killed: thawed", mount.display());
     }
@@ -73,7 +75,8 @@ fn open_disks(config: &AgentConfig) -> anyhow::Result<Vec<Disk>> {
 
 fn open_disk(config: &AgentConfig, path: &Path) -> anyhow::Result<Disk> {
     let device = BlockDevice::open(path)?;
-    let geometry = Geometry::new(device.size_bytes, config.block_shift).with_context(|| path.display().to_string())?;
+    let geometry =
+        Geometry::new(device.size_bytes, config.block_shift).with_context(|| path.display().to_string())?;
     let id = disk_id(&device.name, &device.path);
     let reader = DirectReader::open(&device.path, geometry).with_context(|| path.display().to_string())?;
     let mut tracker = BpfTracker::open(&device, config.block_shift, &pin_path(&config.id, &id))?;

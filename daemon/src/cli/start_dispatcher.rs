@@ -38,11 +38,17 @@ pub(crate) fn run(settings: Settings, file: &Path) -> anyhow::Result<()> {
     runtime.block_on(serve(config, identity, Arc::new(catalogue)))
 }
 
-async fn serve(config: DispatcherConfig, identity: Identity, catalogue: Arc<Catalogue>) -> anyhow::Result<()> {
+async fn serve(
+    config: DispatcherConfig,
+    identity: Identity,
+    catalogue: Arc<Catalogue>,
+) -> anyhow::Result<()> {
     let files = Arc::new(RealFiles::new(&config.data_dir));
-    let registry = Registry::new(files, catalogue.clone(), config.agents_file, config.sync_every, Epoch::random()?);
+    let registry =
+        Registry::new(files, catalogue.clone(), config.agents_file, config.sync_every, Epoch::random()?);
     let registry = Arc::new(registry);
-    let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
+    let listener =
+        TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
     let address = listener.local_addr()?;
     let stop = super::start_agent::stop_on_signal()?;
     let server = Arc::new(Server {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use self::value::{Delay, DispatcherAddr, SyncFreq, one_or_many};
+use self::value::{Delay, DispatcherAddr, SyncFreq, one_or_many, text};
 use crate::geometry::BLOCK_SHIFT_DEFAULT;
 use crate::ids::AgentId;
 
@@ -78,9 +78,11 @@ pub struct Settings {
     pub mode: Option<Mode>,
     /// Agent: this agent's id, as it was enrolled
     #[arg(long, value_name = "AGENT")]
+    #[serde(default, deserialize_with = "text")]
     pub id: Option<AgentId>,
     /// Agent: where the dispatcher listens, HOST:PORT
     #[arg(long, value_name = "HOST:PORT")]
+    #[serde(default, deserialize_with = "text")]
     pub dispatcher_addr: Option<DispatcherAddr>,
     /// Agent: a whole disk to replicate, such as /dev/sda; may be given several times
     #[arg(long, value_name = "DEVICE")]
@@ -91,9 +93,11 @@ pub struct Settings {
     pub data_dir: Option<PathBuf>,
     /// Dispatcher: time between checkpoints: minutes, or with a unit as in 30s, 5m, 1h [default: 5m]
     #[arg(long, value_name = "TIME")]
+    #[serde(default, deserialize_with = "text")]
     pub sync_freq: Option<SyncFreq>,
     /// Dispatcher: address and port to listen on [default: 0.0.0.0:8080]
     #[arg(long, value_name = "ADDR:PORT")]
+    #[serde(default, deserialize_with = "text")]
     pub listen: Option<SocketAddr>,
     /// Agent: the file with the key 'blxrep enroll' printed; mode 600
     #[arg(long, value_name = "FILE")]
@@ -109,9 +113,11 @@ pub struct Settings {
     pub hooks_dir: Option<PathBuf>,
     /// Agent: the longest a file system stays frozen: seconds, or with a unit [default: 10s]
     #[arg(long, value_name = "TIME")]
+    #[serde(default, deserialize_with = "text")]
     pub freeze_timeout: Option<Delay>,
     /// Agent: the longest one hook may run: seconds, or with a unit [default: 10s]
     #[arg(long, value_name = "TIME")]
+    #[serde(default, deserialize_with = "text")]
     pub hook_timeout: Option<Delay>,
     /// Agent: bytes of a tracked block, a power of two from 512 to 1048576 [default: 4096]
     #[arg(long, value_name = "BYTES")]
@@ -268,7 +274,10 @@ mod tests {
     #[test]
     fn a_bad_file_is_refused_with_key_file_and_line() {
         let unknown = parse("mode: agent\nsink-freq: 5\n").unwrap_err();
-        assert!(unknown.starts_with("c.yaml: ") && unknown.contains("sink-freq") && unknown.contains("line 2"), "{unknown}");
+        assert!(
+            unknown.starts_with("c.yaml: ") && unknown.contains("sink-freq") && unknown.contains("line 2"),
+            "{unknown}"
+        );
         let bad = parse("mode: agent\nid: ../../x\n").unwrap_err();
         assert!(bad.contains("../../x") && bad.contains("id: ") && bad.contains("line 2"), "{bad}");
         let bad = parse("sync-freq: soon\n").unwrap_err();

@@ -28,11 +28,11 @@ fn parse_time(text: &str, unit: Duration) -> Result<Duration, String> {
 /// Reads a YAML number or string as text, so that `5` and `5m` are one kind of value.
 struct Text<T>(std::marker::PhantomData<T>);
 
-impl<T: FromStr<Err = String>> Visitor<'_> for Text<T> {
+impl<T: FromStr<Err: fmt::Display>> Visitor<'_> for Text<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a time such as 5 or 30s")
+        f.write_str("a text or a number")
     }
 
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
@@ -42,6 +42,16 @@ impl<T: FromStr<Err = String>> Visitor<'_> for Text<T> {
     fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
         text.parse().map_err(E::custom)
     }
+}
+
+/// Reads a value from its text. The error comes from inside the reader, which knows key and line.
+///
+/// # Errors
+/// When the text is not such a value.
+pub fn text<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    from.deserialize_any(Text(std::marker::PhantomData)).map(Some)
 }
 
 macro_rules! time_type {
@@ -54,12 +64,6 @@ macro_rules! time_type {
             type Err = String;
             fn from_str(text: &str) -> Result<Self, String> {
                 parse_time(text, Duration::from_secs($unit_s)).map(Self)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                from.deserialize_any(Text(std::marker::PhantomData))
             }
         }
     };
@@ -113,17 +117,12 @@ impl FromStr for DispatcherAddr {
         let addr = text.strip_prefix("wss://").unwrap_or(text).trim_end_matches('/');
         let wrong = || format!("{text:?} is not HOST:PORT");
         let (host, port) = addr.rsplit_once(':').ok_or_else(wrong)?;
-        let host_fits = if host.starts_with('[') { host.ends_with(']') } else { !host.contains([':', '/', '@']) };
+        let host_fits =
+            if host.starts_with('[') { host.ends_with(']') } else { !host.contains([':', '/', '@']) };
         match port.parse::<u16>() {
             Ok(1..) if !host.is_empty() && host_fits => Ok(Self(addr.to_owned())),
             _ => Err(wrong()),
         }
-    }
-}
-
-impl<'de> Deserialize<'de> for DispatcherAddr {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        String::deserialize(from)?.parse().map_err(de::Error::custom)
     }
 }
 
@@ -147,7 +146,9 @@ mod tests {
         for good in ["127.0.0.1:8080", "backup.example:443", "[::1]:1", "wss://h:1/"] {
             assert!(good.parse::<DispatcherAddr>().is_ok(), "{good}");
         }
-        for bad in ["", "host", "host:", "host:0", "host:99999", ":80", "::1:80", "ws://h:1", "http://h:1", "u@h:1"] {
+        for bad in
+            ["", "host", "host:", "host:0", "host:99999", ":80", "::1:80", "ws://h:1", "http://h:1", "u@h:1"]
+        {
             assert!(bad.parse::<DispatcherAddr>().is_err(), "{bad}");
         }
     }

@@ -222,7 +222,8 @@ impl Worker {
             Event::Committed(checkpoint) => {
                 self.schedule.committed(self.began.elapsed());
                 let (id, class) = (checkpoint.id, checkpoint.consistency);
-                let note = if checkpoint.note.is_empty() { String::new() } else { format!(": {}", checkpoint.note) };
+                let note =
+                    if checkpoint.note.is_empty() { String::new() } else { format!(": {}", checkpoint.note) };
                 if class == Consistency::Fuzzy {
                     warn!(AGENT = %self.agent, DISK = %self.disk, CHECKPOINT = %id, "checkpoint {id} is fuzzy{note}");
                 } else {
@@ -239,7 +240,9 @@ impl Worker {
         match (out, encode_message(message)) {
             // A full queue waits for the agent; a dead connection ends the wait by dropping its receiver.
             (Some(out), Ok(bytes)) => drop(out.blocking_send(bytes)),
-            (_, Err(error)) => error!(AGENT = %self.agent, DISK = %self.disk, "an answer cannot be encoded: {error}"),
+            (_, Err(error)) => {
+                error!(AGENT = %self.agent, DISK = %self.disk, "an answer cannot be encoded: {error}")
+            }
             (None, _) => {}
         }
     }
@@ -280,7 +283,14 @@ impl Worker {
         let now = unix_ms();
         let started_unix_ms = self.action.as_ref().map_or(now, |action| action.started_unix_ms);
         let (kind, state) = (kind.to_owned(), "running".to_owned());
-        self.put_action(Action { kind, state, done_bytes, total_bytes, started_unix_ms, updated_unix_ms: now });
+        self.put_action(Action {
+            kind,
+            state,
+            done_bytes,
+            total_bytes,
+            started_unix_ms,
+            updated_unix_ms: now,
+        });
     }
 
     fn close_action(&mut self, state: DiskState) {

@@ -33,7 +33,8 @@ pub async fn serve(
     let (asked, mut fetch) = mpsc::channel(1);
     let deliver = |frame: Vec<u8>| {
         // One fetch a connection: a second one, or anything else, ends it.
-        let taken = decode_message(&frame).is_ok_and(|RestoreUp::Fetch { checkpoint }| asked.try_send(checkpoint).is_ok());
+        let taken = decode_message(&frame)
+            .is_ok_and(|RestoreUp::Fetch { checkpoint }| asked.try_send(checkpoint).is_ok());
         async move { taken }
     };
     let streaming = async {
@@ -51,7 +52,13 @@ pub async fn serve(
     }
 }
 
-fn answer(data_dir: &Path, agent: AgentId, disk: DiskId, wanted: Option<CheckpointId>, out: mpsc::Sender<Vec<u8>>) {
+fn answer(
+    data_dir: &Path,
+    agent: AgentId,
+    disk: DiskId,
+    wanted: Option<CheckpointId>,
+    out: mpsc::Sender<Vec<u8>>,
+) {
     let result = stream(data_dir, agent.clone(), disk.clone(), wanted, &out);
     let last = match result {
         Ok(None) => RestoreDown::Refused { reason: "there is no such checkpoint".to_owned() },

@@ -24,14 +24,16 @@ pub fn plan(claim: Claim, newest: Option<&Checkpoint>, copy: Option<Epoch>) -> (
     let gap = claim.gap.map_or(Reason::OtherHistory, Reason::Gap);
     let Some(newest) = newest else {
         // A copy that began in this tracker's life and had no doubt since only lacks what is missing.
-        let same_life = copy.is_none_or(|epoch| epoch == claim.epoch) && is_fresh(claim.gap) && claim.base.is_none();
+        let same_life =
+            copy.is_none_or(|epoch| epoch == claim.epoch) && is_fresh(claim.gap) && claim.base.is_none();
         let plan = Plan::Copy { compare: !same_life };
         return (plan, (!same_life).then_some(gap));
     };
     let same_life = newest.epoch == claim.epoch;
     // The commit was made, but its acknowledgement was lost: pending reaches back further than needed. The first
     // commit of a life also healed the doubt that every life begins with.
-    let unheard = claim.base == newest.parent && (claim.gap.is_none() || (is_fresh(claim.gap) && newest.parent.is_none()));
+    let unheard = claim.base == newest.parent
+        && (claim.gap.is_none() || (is_fresh(claim.gap) && newest.parent.is_none()));
     let heard = claim.base == Some(newest.id) && claim.gap.is_none();
     if same_life && (heard || unheard) { (Plan::Continue, None) } else { (Plan::Compare, Some(gap)) }
 }
@@ -101,7 +103,10 @@ mod tests {
         assert_eq!(plan(fresh, None, None).0, Plan::Copy { compare: false });
         assert_eq!(plan(fresh, None, Some(LIFE)).0, Plan::Copy { compare: false });
         assert_eq!(plan(fresh, None, Some(OTHER)).0, Plan::Copy { compare: true });
-        assert_eq!(plan(claim(LIFE, None, Some(Gap::Audit)), None, Some(LIFE)).0, Plan::Copy { compare: true });
+        assert_eq!(
+            plan(claim(LIFE, None, Some(Gap::Audit)), None, Some(LIFE)).0,
+            Plan::Copy { compare: true }
+        );
         assert_eq!(plan(claim(LIFE, Some(3), None), None, None).0, Plan::Copy { compare: true });
     }
 }

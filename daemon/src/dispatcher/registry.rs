@@ -116,12 +116,16 @@ impl Registry {
     pub fn admit(&self, agent: &AgentId, token: &[u8], disk: &DiskId) -> Result<Admitted, String> {
         let mut state = self.state();
         let State { sessions, disks } = &mut *state;
-        let session = sessions.get(agent).filter(|s| subtle::ConstantTimeEq::ct_eq(&s.token[..], token).into());
+        let session =
+            sessions.get(agent).filter(|s| subtle::ConstantTimeEq::ct_eq(&s.token[..], token).into());
         let session = session.ok_or("this session is over: connect to /ws/config first")?;
         let offer = session.disks.get(disk).ok_or("this disk was not offered in the hello")?;
         let key = (agent.clone(), disk.clone());
         let handle = match disks.get(&key) {
             Some(handle) if !handle.queue.is_closed() => handle.clone(),
+            _ if disks.keys().filter(|(of, _)| of == agent).count() >= 2 * DISKS_MAX => {
+                return Err("too many different disks since the dispatcher started".to_owned());
+            }
             _ => {
                 let handle = self.start(agent, offer).map_err(|e| format!("no thread for the disk: {e}"))?;
                 disks.insert(key, handle.clone());

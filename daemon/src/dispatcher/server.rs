@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use super::disk::Input;
 use super::registry::{Admitted, DISKS_MAX, Place, Registry};
-use crate::ids::{AgentId, DiskId};
 use crate::clock::unix_ms;
+use crate::ids::{AgentId, DiskId};
 use crate::store::catalogue::{AgentEntry, Catalogue, CatalogueError};
 use crate::wire::Endpoint;
 use crate::wire::frame::{decode_message, encode_message};
@@ -55,7 +55,11 @@ impl Server {
     ///
     /// # Errors
     /// When the listener itself fails.
-    pub async fn run(self: Arc<Self>, listener: TcpListener, mut stop: watch::Receiver<bool>) -> io::Result<()> {
+    pub async fn run(
+        self: Arc<Self>,
+        listener: TcpListener,
+        mut stop: watch::Receiver<bool>,
+    ) -> io::Result<()> {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         tokio::spawn(watch_agents(self.registry.clone(), stop.clone()));
         loop {
@@ -117,7 +121,9 @@ impl Server {
             let known = agents.contains(&agent);
             let why = if known { "its secret is wrong" } else { "it is not in the agents file" };
             let _ = refuse(401, format!("agent {agent}: {why}"));
-            let reason = format!("agent {agent} is not enrolled with this key: run 'blxrep enroll {agent}' on the dispatcher");
+            let reason = format!(
+                "agent {agent} is not enrolled with this key: run 'blxrep enroll {agent}' on the dispatcher"
+            );
             return Err(Refusal { status: 401, reason });
         }
         if upgrade.endpoint == Endpoint::Config {
@@ -142,15 +148,17 @@ impl Server {
         let mut cut = place.cut.clone();
         let (out, outbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
         let (inbox, mut inbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
-        let deliver = |frame| {
+        let deliver = move |frame| {
             let inbox = inbox.clone();
             async move { inbox.send(frame).await.is_ok() }
         };
-        let mut pumping = std::pin::pin!(pump(socket, outbound, deliver));
+        // A task of its own: what is sent below must drain while this loop waits to send. Ends with this function.
+        let mut pumping = JoinSet::new();
+        pumping.spawn(pump(socket, outbound, deliver));
         let agent = place.agent.clone();
         let end = loop {
             let frame = tokio::select! {
-                end = &mut pumping => break end.to_string(),
+                end = pumping.join_next() => break end.and_then(Result::ok).map_or(String::new(), |end| end.to_string()),
                 () = turned(&mut cut) => break "cut off here".to_owned(),
                 Some(frame) = inbound.recv() => self.config_frame(&place, &frame, peer).await,
                 Some(order) = place.orders.recv() => Ok(Some(order)),
@@ -158,7 +166,12 @@ impl Server {
             match frame {
                 Ok(None) => {}
                 Ok(Some(answer)) => match encode_message(&answer) {
-                    Ok(bytes) => drop(out.send(bytes).await),
+                    Ok(bytes) => {
+                        tokio::select! {
+                            _ = out.send(bytes) => {}
+                            () = turned(&mut cut) => break "cut off here".to_owned(),
+                        }
+                    }
                     Err(error) => break error.to_string(),
                 },
                 Err(reason) => break reason,
@@ -167,7 +180,12 @@ impl Server {
         info!(AGENT = %agent, "agent {agent} ({peer}) is gone: {end}");
     }
 
-    async fn config_frame(&self, place: &Place, frame: &[u8], peer: SocketAddr) -> Result<Option<ConfigDown>, String> {
+    async fn config_frame(
+        &self,
+        place: &Place,
+        frame: &[u8],
+        peer: SocketAddr,
+    ) -> Result<Option<ConfigDown>, String> {
         let agent = &place.agent;
         match decode_message(frame).map_err(|e| e.to_string())? {
             ConfigUp::Hello { software, boot_id, disks } => {
@@ -185,7 +203,8 @@ impl Server {
                 if json.len() > FOOTPRINT_MAX_BYTES {
                     return Err("a footprint that is too long".to_owned());
                 }
-                let footprint = serde_json::from_str(&json).map_err(|e| format!("a footprint that is no JSON: {e}"))?;
+                let footprint =
+                    serde_json::from_str(&json).map_err(|e| format!("a footprint that is no JSON: {e}"))?;
                 let (catalogue, of) = (self.catalogue.clone(), agent.clone());
                 let kept = spawn_blocking(move || keep_footprint(&catalogue, &of, footprint)).await;
                 if let Ok(Err(error)) = kept {
@@ -197,9 +216,14 @@ impl Server {
     }
 }
 
-fn keep_footprint(catalogue: &Catalogue, agent: &AgentId, footprint: serde_json::Value) -> Result<(), CatalogueError> {
+fn keep_footprint(
+    catalogue: &Catalogue,
+    agent: &AgentId,
+    footprint: serde_json::Value,
+) -> Result<(), CatalogueError> {
     let now = unix_ms();
-    let first_seen_unix_ms = catalogue.agent(agent).ok().flatten().map_or(now, |entry| entry.first_seen_unix_ms);
+    let first_seen_unix_ms =
+        catalogue.agent(agent).ok().flatten().map_or(now, |entry| entry.first_seen_unix_ms);
     catalogue.put_agent(agent, &AgentEntry { footprint, first_seen_unix_ms, last_seen_unix_ms: now })
 }
 

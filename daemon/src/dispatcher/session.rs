@@ -143,7 +143,9 @@ impl DiskSession {
 
     fn first_frame(&mut self, endpoint: Endpoint, bytes: &[u8]) -> Result<Vec<Event>, SessionError> {
         match (endpoint, decode_message(bytes)?) {
-            (Endpoint::Live, DiskUp::Attach { device, geometry, claim }) => self.attach(device, geometry, claim),
+            (Endpoint::Live, DiskUp::Attach { device, geometry, claim }) => {
+                self.attach(device, geometry, claim)
+            }
             _ => Err(SessionError::Protocol("the first message must be an attach".to_owned())),
         }
     }
@@ -156,8 +158,14 @@ impl DiskSession {
         self.store.as_mut().ok_or_else(not_attached)
     }
 
-    fn attach(&mut self, device: String, geometry: Geometry, claim: Claim) -> Result<Vec<Event>, SessionError> {
+    fn attach(
+        &mut self,
+        device: String,
+        geometry: Geometry,
+        claim: Claim,
+    ) -> Result<Vec<Event>, SessionError> {
         check_device_name(&device)?;
+        self.store()?;
         let comparing = self.comparing;
         let store = self.store()?;
         // What came on a connection that broke must be durable before the agent is told it is here.
@@ -185,6 +193,8 @@ impl DiskSession {
         let mut gap = None;
         if let (Some(reason), false) = (reason, resumes) {
             store.put_gap(claim.gap.unwrap_or(Gap::NewTracker))?;
+            // Durable before the agent goes by it: else what was reported before would be asked for again and again.
+            store.sync()?;
             gap = Some(match reason {
                 Reason::Gap(gap) => gap.to_string(),
                 Reason::OtherHistory => "the agent's last checkpoint is not the newest one here".to_owned(),
@@ -200,16 +210,29 @@ impl DiskSession {
         if let Some(why) = gap {
             warn!(AGENT = %self.agent, DISK = %self.disk, "gap: {why}; the whole disk is compared");
         }
-        self.attachment = Some(Attachment { geometry, device, epoch: claim.epoch, scanning, received: acked, acked });
+        self.attachment =
+            Some(Attachment { geometry, device, epoch: claim.epoch, scanning, received: acked, acked });
         info!(AGENT = %self.agent, DISK = %self.disk, "attached: {}", describe(plan));
-        let attached =
-            DiskDown::Attached { plan, instance: self.instance, resumes, newest, next_seq, window_bytes: WINDOW_BYTES };
+        let attached = DiskDown::Attached {
+            plan,
+            instance: self.instance,
+            resumes,
+            newest,
+            next_seq,
+            window_bytes: WINDOW_BYTES,
+        };
         let mut events = vec![Event::Answer(Endpoint::Live, attached)];
         events.extend((!scanning).then_some(Event::Ready));
         Ok(events)
     }
 
-    fn data(&mut self, endpoint: Endpoint, area: Area, seq: u64, run: &Run) -> Result<Vec<Event>, SessionError> {
+    fn data(
+        &mut self,
+        endpoint: Endpoint,
+        area: Area,
+        seq: u64,
+        run: &Run,
+    ) -> Result<Vec<Event>, SessionError> {
         let attachment = self.attachment.as_mut().ok_or_else(not_attached)?;
         let received = attachment.received.get_mut(slot(endpoint)).ok_or_else(not_attached)?;
         if seq <= *received {
@@ -224,9 +247,10 @@ impl DiskSession {
         if store.unsynced_bytes() >= SYNC_EVERY_BYTES { self.flush() } else { Ok(Vec::new()) }
     }
 
-    /// Whether something was received that is not acknowledged yet.
+    /// Whether something was received that is not durable or not acknowledged yet.
     pub fn has_unacked(&self) -> bool {
-        self.attachment.as_ref().is_some_and(|a| a.received != a.acked)
+        let unsynced = self.store.as_ref().is_some_and(|store| store.unsynced_bytes() > 0);
+        unsynced || self.attachment.as_ref().is_some_and(|a| a.received != a.acked)
     }
 
     /// Makes everything received durable and acknowledges it.
@@ -243,8 +267,10 @@ impl DiskSession {
         }
         let Some(attachment) = &mut self.attachment else { return Ok(Vec::new()) };
         let mut events = Vec::new();
-        for ((endpoint, received), acked) in
-            [Endpoint::Snapshot, Endpoint::Live].into_iter().zip(attachment.received).zip(&mut attachment.acked)
+        for ((endpoint, received), acked) in [Endpoint::Snapshot, Endpoint::Live]
+            .into_iter()
+            .zip(attachment.received)
+            .zip(&mut attachment.acked)
         {
             if received > *acked {
                 *acked = received;
@@ -264,18 +290,22 @@ impl DiskSession {
                     return Err(SessionError::Protocol("changed blocks that are not on the disk".to_owned()));
                 }
                 store.put_changed(&extents)?;
-                Ok(Vec::new())
+                if store.unsynced_bytes() >= SYNC_EVERY_BYTES { self.flush() } else { Ok(Vec::new()) }
             }
             (Endpoint::Snapshot, DiskUp::WantDigests { first_group, count }) => {
                 if count > DIGESTS_MAX || first_group.saturating_add(u64::from(count)) > geometry.groups() {
-                    return Err(SessionError::Protocol("digests of groups that are not on the disk".to_owned()));
+                    return Err(SessionError::Protocol(
+                        "digests of groups that are not on the disk".to_owned(),
+                    ));
                 }
                 let digests = store.digests(first_group, u64::from(count))?;
                 Ok(vec![Event::Answer(Endpoint::Snapshot, DiskDown::Digests { first_group, digests })])
             }
             (Endpoint::Snapshot, DiskUp::WantHashes { group }) => {
                 if group >= geometry.groups() {
-                    return Err(SessionError::Protocol("hashes of a group that is not on the disk".to_owned()));
+                    return Err(SessionError::Protocol(
+                        "hashes of a group that is not on the disk".to_owned(),
+                    ));
                 }
                 let hashes = store.hashes(group)?;
                 Ok(vec![Event::Answer(Endpoint::Snapshot, DiskDown::Hashes { group, hashes })])
@@ -288,14 +318,18 @@ impl DiskSession {
             }
             (Endpoint::Live, DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms, note }) => {
                 if attachment.scanning {
-                    return Err(SessionError::Protocol("a seal while the disk is being copied or compared".to_owned()));
+                    return Err(SessionError::Protocol(
+                        "a seal while the disk is being copied or compared".to_owned(),
+                    ));
                 }
                 let (device, epoch) = (attachment.device.clone(), attachment.epoch);
                 let note = cut_text(note);
                 self.commit(Seal { id, device, geometry, consistency, time_unix_ms, freeze_ms, epoch, note })
             }
             (Endpoint::Live, DiskUp::SyncFailed { reason }) => Ok(vec![Event::SyncFailed(cut_text(reason))]),
-            (endpoint, _) => Err(SessionError::Protocol(format!("a message that does not belong on {endpoint}"))),
+            (endpoint, _) => {
+                Err(SessionError::Protocol(format!("a message that does not belong on {endpoint}")))
+            }
         }
     }
 
@@ -331,7 +365,9 @@ fn check_geometry(known: Option<Geometry>, now: Geometry) -> Result<(), SessionE
     Err(SessionError::Lasting(if new < old {
         format!("the disk shrank from {old} to {new} bytes: is it the same disk? Nothing was changed here")
     } else if new > old {
-        format!("the disk grew from {old} to {new} bytes: this version cannot go on with it; enroll it under a new agent id")
+        format!(
+            "the disk grew from {old} to {new} bytes: this version cannot go on with it; enroll it under a new agent id"
+        )
     } else {
         "the disk was copied with another block size".to_owned()
     }))

@@ -27,7 +27,8 @@ pub fn pack(extent: Extent, data: &[u8], geometry: Geometry) -> Vec<Run> {
 /// Makes runs of the blocks whose hash is not the one in `known`; blocks without a known hash count as different.
 pub fn pack_differing(extent: Extent, data: &[u8], geometry: Geometry, known: &[BlockHash]) -> Vec<Run> {
     let found = hash_extent(data, geometry);
-    let differs = (extent.first..).zip(found.iter().enumerate()).filter(|(_, (i, hash))| known.get(*i) != Some(*hash));
+    let differs =
+        (extent.first..).zip(found.iter().enumerate()).filter(|(_, (i, hash))| known.get(*i) != Some(*hash));
     let blocks: BlockSet = differs.map(|(block, _)| Extent { first: block, count: 1 }).collect();
     let part = |differing: Extent| {
         let (start, len) = geometry.range(differing.first, differing.count);

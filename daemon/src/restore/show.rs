@@ -88,7 +88,9 @@ fn changed_bytes(dir: &Dir, owner: &Paths, member: &Member) -> Result<u64, Resto
     }
     let file = dir.open(&owner.bak(*id), false)?;
     match bak::read_index(&file, &member.header, 0) {
-        Ok(map) => Ok(map.pieces().map(|piece| geometry.range(piece.extent.first, piece.extent.count).1).sum()),
+        Ok(map) => {
+            Ok(map.pieces().map(|piece| geometry.range(piece.extent.first, piece.extent.count).1).sum())
+        }
         // A restore says what is damaged; a list does not fail for it.
         Err(StoreError::Damaged(_)) => Ok(0),
         Err(error) => Err(error.into()),

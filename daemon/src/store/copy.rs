@@ -14,6 +14,9 @@ use crate::geometry::Geometry;
 use crate::hash::BlockHash;
 use crate::run::Run;
 
+/// Groups of which some blocks have arrived and others have not; an agent sends one after the other.
+const ARRIVING_MAX: usize = 64;
+
 /// The files of a copy under way, opened for writing.
 pub(super) struct Copy {
     pub(super) header: Header,
@@ -138,6 +141,9 @@ impl Copy {
             });
         }
         let (offset, len) = geometry.range(extent.first, extent.count);
+        if !self.arriving.contains_key(&group) && self.arriving.len() >= ARRIVING_MAX {
+            return Err(StoreError::Refused("too many groups were begun and not finished".to_owned()));
+        }
         match data {
             Some(data) => self.img.write(data, offset)?,
             None => self.img.clear(offset, len)?,

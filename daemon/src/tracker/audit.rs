@@ -151,7 +151,11 @@ mod tests {
     fn one_reading_that_was_spoiled_raises_no_doubt_but_a_loss_does() {
         let at = |kernel: u64, probe: u64| Reading::from_words([kernel, 0, probe, 0, 0]);
         let mut history = vec![at(0, 0), at(16, 24)];
-        assert_eq!(judge_all(&history, at(32, 32), true), Verdict::Complete, "the second was read in between");
+        assert_eq!(
+            judge_all(&history, at(32, 32), true),
+            Verdict::Complete,
+            "the second was read in between"
+        );
         history[1] = at(16, 16);
         assert_eq!(judge_all(&history, at(32, 31), true), Verdict::Missed);
         assert_eq!(judge_all(&history[1..], at(32, 31), true), Verdict::Complete, "too few to judge by");

@@ -134,7 +134,7 @@ impl<W: Words + ?Sized> Meta<'_, W> {
         let mut seen = Vec::new();
         let alone = [
             (slot::SEEN_SIZE, look.size_bytes, Gap::Resized),
-            (slot::SEEN_DISKSEQ, look.diskseq, Gap::NewTracker),
+            (slot::SEEN_DISKSEQ, look.diskseq, Gap::MediumChanged),
         ];
         let state = look.state.iter().enumerate().map(|(i, n)| (slot::SEEN_STATE + i, *n, gap_of_state(i)));
         for (index, now, gap) in alone.into_iter().chain(state) {
@@ -331,7 +331,7 @@ mod tests {
             (state(state::BEYOND_END), Gap::Resized),
             (state(state::LOST_COMPLETION), Gap::SkippedRuns),
             (Look { size_bytes: 512, ..look() }, Gap::Resized),
-            (Look { diskseq: 91, ..look() }, Gap::NewTracker),
+            (Look { diskseq: 91, ..look() }, Gap::MediumChanged),
             (Look { misses: vec![[0, 0], [2, 1]], ..look() }, Gap::SkippedRuns),
         ];
         for (doubtful, gap) in cases {

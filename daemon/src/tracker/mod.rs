@@ -15,10 +15,10 @@ mod mapping;
 mod meta;
 mod parts;
 pub mod pins;
-pub mod suitable;
-pub mod words;
 #[cfg(test)]
 pub(crate) mod sim;
+pub mod suitable;
+pub mod words;
 
 use std::fmt;
 
@@ -47,6 +47,8 @@ pub enum Gap {
     DiscardTooLong,
     /// The kernel counted more sectors written than the probe saw.
     Audit,
+    /// Another medium or backing file is behind the device now (its `diskseq` changed).
+    MediumChanged,
 }
 
 impl Gap {
@@ -60,6 +62,7 @@ impl Gap {
             Self::TableFull => 5,
             Self::DiscardTooLong => 6,
             Self::Audit => 7,
+            Self::MediumChanged => 8,
         }
     }
 
@@ -73,6 +76,7 @@ impl Gap {
             5 => Some(Self::TableFull),
             6 => Some(Self::DiscardTooLong),
             7 => Some(Self::Audit),
+            8 => Some(Self::MediumChanged),
             _ => Some(Self::NewTracker),
         }
     }
@@ -88,6 +92,7 @@ impl fmt::Display for Gap {
             Self::TableFull => "the table of bios in flight was full",
             Self::DiscardTooLong => "a discard had more ranges than the probe can walk",
             Self::Audit => "the kernel counted more sectors written than the probe saw",
+            Self::MediumChanged => "another medium is in the device",
         })
     }
 }

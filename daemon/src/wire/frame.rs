@@ -59,7 +59,9 @@ pub enum FrameError {
     #[error("a frame of {0} bytes is too long: at most {FRAME_MAX_BYTES}")]
     TooLong(usize),
     /// The other side speaks another version.
-    #[error("protocol version {0}, but this side speaks version {PROTOCOL_VERSION}: install the same blxrep on both")]
+    #[error(
+        "protocol version {0}, but this side speaks version {PROTOCOL_VERSION}: install the same blxrep on both"
+    )]
     Version(u8),
     /// Header and content do not fit.
     #[error("not a frame: {0}")]
@@ -166,7 +168,7 @@ pub fn decode<M: DeserializeOwned>(bytes: &[u8], geometry: Geometry) -> Result<F
 mod tests {
     use super::*;
     use crate::hash::hash_blocks;
-    use crate::wire::message::{DiskUp, DiskDown};
+    use crate::wire::message::{DiskDown, DiskUp};
     use proptest::prelude::*;
 
     fn geometry() -> Geometry {

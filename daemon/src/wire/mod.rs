@@ -51,7 +51,10 @@ impl fmt::Display for Endpoint {
 impl FromStr for Endpoint {
     type Err = ();
     fn from_str(path: &str) -> Result<Self, ()> {
-        [Self::Config, Self::Snapshot, Self::Live, Self::Restore].into_iter().find(|e| e.path() == path).ok_or(())
+        [Self::Config, Self::Snapshot, Self::Live, Self::Restore]
+            .into_iter()
+            .find(|e| e.path() == path)
+            .ok_or(())
     }
 }
 

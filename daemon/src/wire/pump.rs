@@ -46,7 +46,9 @@ impl From<Error> for PumpEnd {
         match error {
             Error::ConnectionClosed | Error::AlreadyClosed => Self::Closed,
             // A process that was killed says no goodbye, in TLS neither.
-            Error::Io(e) if matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => Self::Closed,
+            Error::Io(e) if matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+                Self::Closed
+            }
             other => Self::Broken(Box::new(other)),
         }
     }
@@ -55,7 +57,11 @@ impl From<Error> for PumpEnd {
 /// Sends what is in `outbound` and hands every binary frame to `deliver`, until the connection ends on either
 /// side. `deliver` gives false if nobody takes frames any more. While it waits, nothing is read: that is how a slow
 /// receiver slows the sender.
-pub async fn pump<S, F, T>(socket: WebSocketStream<S>, outbound: mpsc::Receiver<Vec<u8>>, deliver: F) -> PumpEnd
+pub async fn pump<S, F, T>(
+    socket: WebSocketStream<S>,
+    outbound: mpsc::Receiver<Vec<u8>>,
+    deliver: F,
+) -> PumpEnd
 where
     S: AsyncRead + AsyncWrite + Unpin,
     F: FnMut(Vec<u8>) -> T,

@@ -8,11 +8,11 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::{WebSocketStream, accept_hdr_async_with_config, client_async_with_config};
 
 use super::frame::FRAME_MAX_BYTES;
@@ -104,7 +104,9 @@ async fn connect_now(
     let name = ServerName::from(tcp.peer_addr().map_err(unreachable)?.ip());
     let stream = match connector.connect(name, tcp).await {
         Ok(stream) => stream,
-        Err(e) if tls::is_wrong_fingerprint(&e) => return Err(ConnectError::Fingerprint { addr: addr.to_owned() }),
+        Err(e) if tls::is_wrong_fingerprint(&e) => {
+            return Err(ConnectError::Fingerprint { addr: addr.to_owned() });
+        }
         Err(e) => return Err(protocol(e.to_string())),
     };
     let url = format!("wss://{addr}{endpoint}");
@@ -187,7 +189,8 @@ async fn accept_now<T>(
         admitted = Some((endpoint, value));
         Ok(response)
     };
-    let socket = accept_hdr_async_with_config(stream, callback, Some(limits())).await.map_err(io::Error::other)?;
+    let socket =
+        accept_hdr_async_with_config(stream, callback, Some(limits())).await.map_err(io::Error::other)?;
     let (endpoint, value) = admitted.ok_or_else(|| io::Error::other("the upgrade was not admitted"))?;
     Ok((socket, endpoint, value))
 }

@@ -18,7 +18,8 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature,
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error as RustlsError, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error as RustlsError, ServerConfig,
+    SignatureScheme,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -88,7 +89,8 @@ impl Identity {
         let chain = CertificateDer::pem_file_iter(&certificate)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(|e| pem_error(&certificate, e.to_string()))?;
-        let first = chain.first().ok_or_else(|| pem_error(&certificate, "no certificate in it".to_owned()))?;
+        let first =
+            chain.first().ok_or_else(|| pem_error(&certificate, "no certificate in it".to_owned()))?;
         let fingerprint = Fingerprint::of(first);
         let key = PrivateKeyDer::from_pem_file(&key).map_err(|e| pem_error(&key, e.to_string()))?;
         Ok(Self { chain, key, fingerprint })

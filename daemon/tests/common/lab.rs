@@ -76,7 +76,8 @@ impl TestDisk {
     pub fn umount_all(&mut self) {
         for dir in self.mounts.drain(..).rev() {
             for _ in 0..50 {
-                if Command::new("umount").arg(&dir).stderr(Stdio::null()).status().is_ok_and(|s| s.success()) {
+                if Command::new("umount").arg(&dir).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+                {
                     break;
                 }
                 std::thread::sleep(Duration::from_millis(100));
@@ -195,7 +196,8 @@ impl Lab {
 
     pub fn zram_disk(&self, size_mib: u64) -> TestDisk {
         let _ = Command::new("modprobe").arg("zram").stderr(Stdio::null()).status();
-        let number = fs::read_to_string("/sys/class/zram-control/hot_add").expect("zram is needed").trim().to_owned();
+        let number =
+            fs::read_to_string("/sys/class/zram-control/hot_add").expect("zram is needed").trim().to_owned();
         let name = format!("zram{number}");
         fs::write(format!("/sys/block/{name}/disksize"), format!("{size_mib}M")).unwrap();
         let path = format!("/dev/{name}");
@@ -224,7 +226,8 @@ impl Lab {
     }
 
     pub fn start_dispatcher(&mut self, args: &[&str]) {
-        let (listen, data, agents) = (format!("127.0.0.1:{}", self.port), self.path("data"), self.path("agents"));
+        let (listen, data, agents) =
+            (format!("127.0.0.1:{}", self.port), self.path("data"), self.path("agents"));
         let mut all = vec!["start", "--mode", "dispatcher", "--listen", &listen, "--data-dir", &data];
         all.extend(["--agents-file", &agents]);
         all.extend(args);
@@ -237,7 +240,10 @@ impl Lab {
 
     /// Enrolls an agent and gives its key file.
     pub fn enroll(&self, agent: &str) -> String {
-        let key = run(BLXREP, &["enroll", agent, "--data-dir", &self.path("data"), "--agents-file", &self.path("agents")]);
+        let key = run(
+            BLXREP,
+            &["enroll", agent, "--data-dir", &self.path("data"), "--agents-file", &self.path("agents")],
+        );
         let file = self.path(&format!("{agent}.key"));
         fs::write(&file, key).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
@@ -261,10 +267,16 @@ impl Lab {
     }
 
     pub fn start_agent(&self, agent: &str, devices: &[&str], args: &[&str]) -> Process {
+        self.start_agent_in("state", agent, devices, args)
+    }
+
+    /// Starts an agent with a state directory of another name.
+    pub fn start_agent_in(&self, state: &str, agent: &str, devices: &[&str], args: &[&str]) -> Process {
         self.agents.borrow_mut().push(agent.to_owned());
         let (addr, key) = (format!("127.0.0.1:{}", self.port), self.path(&format!("{agent}.key")));
-        let state = self.path("state");
-        let mut all = vec!["start", "--mode", "agent", "--id", agent, "--dispatcher-addr", &addr, "--key-file", &key];
+        let state = self.path(state);
+        let mut all =
+            vec!["start", "--mode", "agent", "--id", agent, "--dispatcher-addr", &addr, "--key-file", &key];
         all.extend(["--state-dir", &state]);
         for device in devices {
             all.extend(["--device", device]);
@@ -296,7 +308,18 @@ impl Lab {
 
     pub fn restore(&self, agent: &str, disk: &str, id: &str, output: &str) -> Output {
         let data = self.path("data");
-        let args = ["dispatcher", "restore", "--agent", agent, "--disk", disk, "--checkpoint", id, "--data-dir", &data];
+        let args = [
+            "dispatcher",
+            "restore",
+            "--agent",
+            agent,
+            "--disk",
+            disk,
+            "--checkpoint",
+            id,
+            "--data-dir",
+            &data,
+        ];
         Command::new(BLXREP).args(args).args(["--output", output]).output().unwrap()
     }
 
