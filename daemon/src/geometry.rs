@@ -42,7 +42,7 @@ impl Geometry {
         if !(9..=GROUP_SHIFT).contains(&block_shift) {
             return Err(GeometryError::Block(block_shift));
         }
-        if size_bytes == 0 || size_bytes % 512 != 0 || size_bytes > SIZE_MAX_BYTES {
+        if size_bytes == 0 || !size_bytes.is_multiple_of(512) || size_bytes > SIZE_MAX_BYTES {
             return Err(GeometryError::Size(size_bytes));
         }
         Ok(Self { size_bytes, block_shift })

@@ -124,8 +124,8 @@ pub struct CheckpointId {
     ordinal: u16,
 }
 
-const SECOND_MIN: u64 = 1970_01_01_00_00_00;
-const SECOND_MAX: u64 = 9999_12_31_23_59_59;
+const SECOND_MIN: u64 = 19_700_101_000_000;
+const SECOND_MAX: u64 = 99_991_231_235_959;
 
 impl CheckpointId {
     /// The id of a checkpoint frozen at `unix_seconds`, later than `last` even if the clock went back.

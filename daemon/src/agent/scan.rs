@@ -73,7 +73,7 @@ impl Scan {
     }
 
     /// What to do next, if anything can be done now.
-    pub fn next(&mut self) -> Option<Step> {
+    pub fn step(&mut self) -> Option<Step> {
         if self.told {
             return None;
         }
@@ -163,7 +163,7 @@ mod tests {
 
     fn scan(groups: u64, compare: bool) -> Scan {
         let mut scan = Scan::new(Geometry::new(groups << 20, 12).unwrap(), compare);
-        assert_eq!(scan.next(), Some(Step::Ask { first_group: 0, count: groups as u32 }));
+        assert_eq!(scan.step(), Some(Step::Ask { first_group: 0, count: groups as u32 }));
         scan
     }
 
@@ -171,11 +171,11 @@ mod tests {
     fn a_copy_sends_what_is_missing_and_skips_the_rest() {
         let mut scan = scan(3, false);
         scan.digests(0, vec![digest(1), GroupDigest::MISSING, digest(2)]);
-        assert_eq!(scan.next(), Some(Step::Read { group: 1, missing: true }));
-        assert_eq!(scan.next(), None, "not done before it is read");
+        assert_eq!(scan.step(), Some(Step::Read { group: 1, missing: true }));
+        assert_eq!(scan.step(), None, "not done before it is read");
         scan.settled(1);
-        assert_eq!(scan.next(), Some(Step::Done));
-        assert_eq!(scan.next(), None);
+        assert_eq!(scan.step(), Some(Step::Done));
+        assert_eq!(scan.step(), None);
     }
 
     #[test]
@@ -183,38 +183,38 @@ mod tests {
         let mut scan = scan(4, true);
         scan.digests(0, vec![digest(1); 4]);
         for group in 0..3 {
-            assert_eq!(scan.next(), Some(Step::Read { group, missing: false }));
+            assert_eq!(scan.step(), Some(Step::Read { group, missing: false }));
             assert_eq!(scan.compare(group, digest(if group == 1 { 9 } else { 1 })), group == 1);
         }
         scan.disconnect();
         assert!(!scan.answered(1), "an answer to the connection before is not taken");
-        assert_eq!(scan.next(), Some(Step::Ask { first_group: 1, count: 3 }));
+        assert_eq!(scan.step(), Some(Step::Ask { first_group: 1, count: 3 }));
         scan.digests(0, vec![digest(1)]);
-        assert_eq!(scan.next(), None, "digests of other groups are not taken");
+        assert_eq!(scan.step(), None, "digests of other groups are not taken");
         scan.digests(1, vec![digest(1); 3]);
-        assert_eq!(scan.next(), Some(Step::Read { group: 1, missing: false }));
+        assert_eq!(scan.step(), Some(Step::Read { group: 1, missing: false }));
     }
 
     #[test]
     fn it_is_not_done_while_hashes_are_awaited() {
         let mut scan = scan(1, true);
         scan.digests(0, vec![digest(1)]);
-        assert_eq!(scan.next(), Some(Step::Read { group: 0, missing: false }));
+        assert_eq!(scan.step(), Some(Step::Read { group: 0, missing: false }));
         assert!(scan.compare(0, digest(2)));
-        assert_eq!(scan.next(), None);
+        assert_eq!(scan.step(), None);
         assert!(scan.answered(0));
-        assert_eq!(scan.next(), None, "the blocks that differ are still to be read");
+        assert_eq!(scan.step(), None, "the blocks that differ are still to be read");
         scan.settled(0);
-        assert_eq!(scan.next(), Some(Step::Done));
+        assert_eq!(scan.step(), Some(Step::Done));
     }
 
     #[test]
     fn a_group_whose_blocks_were_about_to_be_read_is_not_forgotten_by_a_cut() {
         let mut scan = scan(2, true);
         scan.digests(0, vec![digest(1); 2]);
-        assert_eq!(scan.next(), Some(Step::Read { group: 0, missing: false }));
+        assert_eq!(scan.step(), Some(Step::Read { group: 0, missing: false }));
         assert!(scan.compare(0, digest(2)) && scan.answered(0));
         scan.disconnect();
-        assert_eq!(scan.next(), Some(Step::Ask { first_group: 0, count: 2 }));
+        assert_eq!(scan.step(), Some(Step::Ask { first_group: 0, count: 2 }));
     }
 }

@@ -538,7 +538,7 @@ impl DiskSession {
     }
 
     fn poll_scan(&mut self) -> Option<Action> {
-        match self.scan.as_mut()?.next()? {
+        match self.scan.as_mut()?.step()? {
             Step::Ask { first_group, count } => {
                 Some(Action::Send(Endpoint::Snapshot, DiskUp::WantDigests { first_group, count }))
             }

@@ -1,5 +1,7 @@
 //! Opening a disk's files after whatever happened to them. Done again at any point it ends the same.
 
+use tracing::warn;
+
 use super::StoreError;
 use super::bak::{self, DeltaLog};
 use super::block_map::{BlockMap, Piece};
@@ -141,8 +143,21 @@ impl DiskStore {
         }
         let path = self.owner.next_cst();
         let Some(file) = self.dir.open_existing(&path, true)? else { return Ok(()) };
-        let Some(journal) = cst::read(&file, &self.owner, None)? else { return self.dir.remove(&path) };
-        self.check_parent(&file, &journal.header)?;
+        let read = cst::read(&file, &self.owner, None);
+        let sound = read.and_then(|journal| journal.map(|j| self.check_parent(&file, &j.header).map(|()| j)).transpose());
+        let journal = match sound {
+            Ok(Some(journal)) => journal,
+            Ok(None) => return self.dir.remove(&path),
+            Err(StoreError::Damaged(damage)) => {
+                // The open journal only repeats what the agent has pending and reports again at its next attach. After a
+                // power cut it may have holes; it is kept for whoever wants to look, and no reason to stop.
+                warn!(AGENT = %self.owner.agent, DISK = %self.owner.disk, "{damage}; put aside, the agent reports again");
+                let aside = path.with_extension("cst.damaged");
+                self.dir.rename(&path, &aside)?;
+                return self.dir.sync_names(&path);
+            }
+            Err(error) => return Err(error),
+        };
         self.journal = Some(OpenJournal::resume(file, journal)?);
         Ok(())
     }
