@@ -46,7 +46,7 @@ test: ## All tests (sudo make test)
 	@[ "$$(id -u)" -eq 0 ] || { echo "the tests make loop devices, mounts and BPF programs: run 'sudo make test'" >&2; exit 1; }
 	@tools/install-deps test
 	tools/cargo test --workspace --no-run
-	tools/cargo --as-root test --workspace --no-fail-fast
+	tools/with-bpffs tools/cargo --as-root test --workspace --no-fail-fast
 
 lint: ## Formatting, clippy, scripts, units, licences
 	tools/cargo fmt --check
@@ -56,7 +56,7 @@ lint: ## Formatting, clippy, scripts, units, licences
 bench: ## Measure, in a release build (sudo make bench)
 	@tools/install-deps test
 	tools/cargo build --package blxrep --release
-	bench/run
+	tools/with-bpffs bench/run
 
 install: release ## Install below DESTDIR and PREFIX (/usr/local)
 	$(INSTALL) -m 755 target/release/blxrep $(DESTDIR)$(BINDIR)/blxrep

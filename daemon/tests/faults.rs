@@ -1,6 +1,12 @@
 //! Kills, restarts, hangs and cuts: nothing lost, nothing sent twice that need not be, nothing left frozen.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test ends so")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends so"
+)]
 
 mod common {
     pub(crate) mod lab;

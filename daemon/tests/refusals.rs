@@ -1,6 +1,12 @@
 //! Everything that must be refused is, with a clear message and an exit code, and nothing is written.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test ends so")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends so"
+)]
 
 mod common {
     pub(crate) mod lab;

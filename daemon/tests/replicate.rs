@@ -1,6 +1,12 @@
 //! Real disks, real file systems, running writers: every checkpoint is what the disk was while it was frozen.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test ends so")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends so"
+)]
 
 mod common {
     pub(crate) mod lab;

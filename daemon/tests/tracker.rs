@@ -297,7 +297,7 @@ fn another_medium_under_the_same_number_is_another_disk() {
             continue;
         }
         disk.file = other;
-        assert_eq!(tracker.claim().unwrap().gap, Some(Gap::NewTracker), "while it is open");
+        assert_eq!(tracker.claim().unwrap().gap, Some(Gap::MediumChanged), "while it is open");
         drop(tracker);
         let mut tracker = open(&disk.path, 12, &pins);
         assert!(!tracker.is_resumed());

@@ -18,7 +18,9 @@ pub(crate) fn run(args: &super::Untrack) -> anyhow::Result<()> {
             removed += 1;
         }
     }
+    // Empty ones only.
     let _ = fs::remove_dir(&dir);
+    let _ = dir.parent().map(fs::remove_dir);
     if removed == 0 {
         bail!("no disk of agent {} is tracked here (looked in {})", args.id, dir.display());
     }

@@ -1,6 +1,12 @@
 //! A dispatcher, agents and disks on this machine, all gone again when the [`Lab`] is dropped.
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses another part")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test ends so")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends so"
+)]
 
 use std::cell::RefCell;
 use std::fs;
