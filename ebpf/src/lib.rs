@@ -66,7 +66,7 @@ pub const BIO_PROBES: &[Probe] = &[
     Probe { tracepoint: "block_bio_queue", copies: ["bio_queue_a", "bio_queue_b"] },
 ];
 
-/// Words of a CPU's slot in [`map::COUNTS`]: sectors written, discarded, and (bio-based disks) queued; the rest unused.
+/// Words of a CPU's slot in [`map::COUNTS`]: sectors written, discarded, and (bio-based disks) queued; the rest is the probe's own.
 pub const COUNT_WORDS: usize = 8;
 
 /// Slots of [`map::STATE`]: how often something happened that leaves a doubt.

@@ -87,7 +87,8 @@ struct cpu_count {
 	u64 written_sectors;
 	u64 discarded_sectors;
 	u64 queued_sectors;
-	u64 unused[5];
+	u64 request; /* that copy a is marking or has marked last */
+	u64 unused[4];
 };
 SHARED_ARRAY(counts, struct cpu_count, 1);
 
@@ -117,9 +118,8 @@ static __always_inline struct cpu_count *count_of_this_cpu(void)
 }
 
 /* Apart as the kernel counts them (op_stat_group); not every driver counts its discards. */
-static __always_inline void count_completed(u32 op, u64 bytes)
+static __always_inline void count_completed(struct cpu_count *count, u32 op, u64 bytes)
 {
-	struct cpu_count *count = count_of_this_cpu();
 	if (!count)
 		return;
 	if (op == OP_DISCARD)
@@ -132,7 +132,7 @@ static __always_inline void count_completed(u32 op, u64 bytes)
  *
  * A bit found set is enough: user space clears a bit (atomically) only to read the block from the disk afterwards, so
  * whoever set the bit we see, it will be cleared later than now, and the read that follows comes later than this write,
- * which is complete. Nothing is lost by not setting it again, and copy b then costs no locked instruction.
+ * which is complete. Nothing is lost by not setting it again, and a block that is written often costs no locked instruction.
  */
 #define SET_BITS(map, word, bits)                                             \
 	do {                                                                  \
@@ -237,16 +237,31 @@ static __always_inline int is_ours(struct gendisk *disk)
 
 /* ---- disks with a request queue: what is in the request at its completion is all there is to know ---- */
 
-static __always_inline int complete_request(u64 *ctx, int counts_sectors)
+/* Copy b has nothing to do where copy a has run for this event. Copy a writes down which request it is at before it
+ * marks it, and copy b, which runs next on this CPU, takes that back. Copy a is only ever skipped while it is at work for
+ * another request, on this CPU: then that one's address is written down, and copy b marks. The address could only be
+ * left over from an earlier event if copy b was skipped in that one; both counts of skipped runs have then risen.
+ */
+static __always_inline int complete_request(u64 *ctx, int is_first_copy)
 {
 	struct request *rq = (void *)ctx[0];
 	u32 bytes = ctx[2];
 	u32 op = rq->cmd_flags & OP_MASK;
 
-	if (!(op & OP_TO_DEVICE) || !is_ours(rq->q->disk))
+	if (!(op & OP_TO_DEVICE))
 		return 0;
-	if (counts_sectors)
-		count_completed(op, bytes);
+	struct cpu_count *cpu = count_of_this_cpu();
+	if (!is_first_copy && cpu && cpu->request == (u64)rq) {
+		cpu->request = 0;
+		return 0;
+	}
+	if (!is_ours(rq->q->disk))
+		return 0;
+	if (is_first_copy) {
+		if (cpu)
+			cpu->request = (u64)rq;
+		count_completed(cpu, op, bytes);
+	}
 	if (op >= OP_PASSTHROUGH) { /* the sector is in the command, in a language of its own */
 		doubt(PASSTHROUGH);
 		return 0;
@@ -315,7 +330,7 @@ static __always_inline int complete_bio(struct bio *bio, int counts_sectors)
 	if (known) {
 		mark(known->sector, known->bytes);
 		if (counts_sectors)
-			count_completed(bio->bi_opf & OP_MASK, known->bytes);
+			count_completed(count_of_this_cpu(), bio->bi_opf & OP_MASK, known->bytes);
 		bpf_map_delete_elem(&inflight, &key);
 		return 0;
 	}
