@@ -127,7 +127,15 @@ impl Drop for LoopDisk {
         let quietly = |program: &str, args: &[&str]| drop(Command::new(program).args(args).output());
         for point in self.mounts.iter().rev().filter_map(|p| p.to_str()) {
             quietly("fsfreeze", &["--unfreeze", point]);
-            quietly("umount", &[point]);
+            // A guard or writer of a test that failed may need a moment to let go.
+            let unmounted = || Command::new("umount").arg(point).output().is_ok_and(|done| done.status.success());
+            let _ = (0..50).any(|_| {
+                let done = unmounted();
+                if !done {
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                }
+                done
+            });
         }
         for swap in self.swaps.iter().filter_map(|p| p.to_str()) {
             quietly("swapoff", &[swap]);
