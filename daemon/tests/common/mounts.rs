@@ -128,7 +128,8 @@ impl Drop for LoopDisk {
         for point in self.mounts.iter().rev().filter_map(|p| p.to_str()) {
             quietly("fsfreeze", &["--unfreeze", point]);
             // A guard or writer of a test that failed may need a moment to let go.
-            let unmounted = || Command::new("umount").arg(point).output().is_ok_and(|done| done.status.success());
+            let unmounted =
+                || Command::new("umount").arg(point).output().is_ok_and(|done| done.status.success());
             let _ = (0..50).any(|_| {
                 let done = unmounted();
                 if !done {
