@@ -6,7 +6,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::agent::session::{Action, DiskSession as AgentSession, DrainFor, Input, Purpose, ReadResult};
+use crate::agent::action::{Action, DrainFor, Input, Purpose, ReadResult};
+use crate::agent::session::DiskSession as AgentSession;
 use crate::bitmap::{BlockSet, Extent};
 use crate::checkpoint::{Checkpoint, Consistency, chain};
 use crate::dispatcher::session::{DiskSession as DispatcherSession, Event};

@@ -10,8 +10,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
+use super::action::{Action, Input, Purpose, ReadResult};
 use super::pace::Pace;
-use super::session::{Action, DiskSession, Input, Purpose, ReadResult};
+use super::session::DiskSession;
 use crate::bitmap::{BlockSet, Extent};
 use crate::clock::unix_ms;
 use crate::config::AgentConfig;

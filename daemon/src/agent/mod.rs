@@ -1,5 +1,6 @@
 //! The role on a server whose disks are replicated: one thread a disk, and the connections to the dispatcher.
 
+pub mod action;
 mod command;
 pub mod disk;
 pub mod disk_id;

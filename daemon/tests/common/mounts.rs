@@ -133,7 +133,7 @@ impl Drop for LoopDisk {
             let _ = (0..50).any(|_| {
                 let done = unmounted();
                 if !done {
-                    std::thread::sleep(std::time::Duration::from_millis(100));
+                    std::thread::sleep(Duration::from_millis(100));
                 }
                 done
             });
