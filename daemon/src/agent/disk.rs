@@ -125,6 +125,10 @@ impl Worker {
             let inbound = match self.session.poll() {
                 Some(action) => {
                     if let Err(reason) = self.act(action) {
+                        self.complain(&format!(
+                            "{} is not replicated any more: {reason}",
+                            self.disk.device.name
+                        ));
                         let _ = self.refused.send(Some(reason));
                         return;
                     }

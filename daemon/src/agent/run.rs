@@ -61,7 +61,7 @@ pub async fn run(
     }
     let result = tokio::select! {
         result = stay_connected(&dial, &running) => result,
-        reason = all_refused(&config, &running) => Err(AgentError::NoDisk(reason)),
+        reason = all_refused(&running) => Err(AgentError::NoDisk(reason)),
         _ = stop.wait_for(|stop| *stop) => Ok(()),
     };
     for disk in &running {
@@ -85,13 +85,13 @@ fn start(disk: Disk, config: &Arc<AgentConfig>, guard_exe: &std::path::Path) -> 
     Ok(RunningDisk { offer, inbox, refused, thread })
 }
 
-async fn all_refused(config: &AgentConfig, disks: &[RunningDisk]) -> String {
+/// Waits until no disk is left; each disk's thread has said in the log why it gave up, when it did.
+async fn all_refused(disks: &[RunningDisk]) -> String {
     let mut last = String::new();
     for disk in disks {
         let mut refused = disk.refused.clone();
         let reason = refused.wait_for(Option::is_some).await.map(|reason| reason.clone());
         let reason = reason.ok().flatten().unwrap_or_else(|| "its thread ended".to_owned());
-        error!(AGENT = %config.id, DISK = %disk.offer.disk, "{} is not replicated: {reason}", disk.offer.device);
         last = format!("{}: {reason}", disk.offer.device);
     }
     last
