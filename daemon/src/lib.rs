@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod bitmap;
+pub mod bus;
 pub mod checkpoint;
 pub mod clock;
 pub mod config;
@@ -22,6 +23,7 @@ pub mod restore;
 pub mod run;
 #[cfg(test)]
 mod simulation;
+pub mod status;
 pub mod store;
 pub mod tracker;
 pub mod wire;

@@ -1,8 +1,12 @@
 //! The bus contract of blxrep: the names that the daemons, `blxctl`, the bus policy and the polkit actions share.
 //!
-//! Beside this crate lie `org.blxrep.conf` (who may own and call the names) and `org.blxrep.policy` (the polkit
-//! actions). A test keeps them and these constants equal. Nothing here may be renamed once it is released: scripts and
-//! polkit rules of administrators hold these names.
+//! Beside this crate lie `org.blxrep.conf` (who may own and call the names), `org.blxrep.policy` (the polkit actions)
+//! and the introspection files `org.blxrep.*.xml`, generated from the daemon's code. Tests keep them and this crate
+//! equal. Nothing here may be renamed once it is released: scripts and polkit rules of administrators hold these names.
+
+pub mod problem;
+pub mod proxy;
+pub mod words;
 
 /// Owned by a running agent. Both roles may run on one host.
 pub const BUS_NAME_AGENT: &str = "org.blxrep.Agent";
@@ -16,6 +20,11 @@ pub const PATH_MANAGER: &str = "/org/blxrep/Manager";
 
 /// What can be asked and ordered.
 pub const INTERFACE_MANAGER: &str = "org.blxrep.Manager";
+/// Below it lies one object a running job, by its number.
+pub const PATH_JOBS: &str = "/org/blxrep/job";
+/// Below it lies one object a disk; see [`disk_path`].
+pub const PATH_DISKS: &str = "/org/blxrep/disk";
+
 /// One job under way.
 pub const INTERFACE_JOB: &str = "org.blxrep.Job";
 /// One disk.
@@ -23,6 +32,34 @@ pub const INTERFACE_DISK: &str = "org.blxrep.Disk";
 
 /// What the names of all errors begin with; a dot and the error's own name follow.
 pub const ERROR_PREFIX: &str = "org.blxrep.Error";
+
+/// The most jobs that run at once; one more is refused as [`problem::ProblemKind::Busy`].
+pub const JOBS_MAX: usize = 32;
+/// Property changes of one object are signalled no more often than this, in milliseconds.
+pub const SIGNAL_INTERVAL_MS: u64 = 500;
+
+/// The path of a disk's object: agent and disk id, each escaped as systemd escapes (sd_bus_path_encode(3)): every byte
+/// that is no ASCII letter or digit, and a digit at the beginning, becomes `_` and two hexadecimal digits.
+pub fn disk_path(agent: &str, disk: &str) -> String {
+    format!("{PATH_DISKS}/{}/{}", escape(agent), escape(disk))
+}
+
+/// The path of a job's object.
+pub fn job_path(id: u32) -> String {
+    format!("{PATH_JOBS}/{id}")
+}
+
+fn escape(label: &str) -> String {
+    let mut escaped = String::new();
+    for (i, byte) in label.bytes().enumerate() {
+        if byte.is_ascii_alphabetic() || (byte.is_ascii_digit() && i > 0) {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("_{byte:02x}"));
+        }
+    }
+    if escaped.is_empty() { "_".to_owned() } else { escaped }
+}
 
 /// polkit action: see agents, disks, checkpoints and jobs.
 pub const ACTION_INSPECT: &str = "org.blxrep.inspect";
@@ -106,6 +143,13 @@ mod tests {
             sysusers.lines().any(|line| line.starts_with(&format!("u {DISPATCHER_USER} "))),
             "{sysusers}"
         );
+    }
+
+    #[test]
+    fn paths_are_escaped_as_systemd_does() {
+        assert_eq!(disk_path("web-1.a", "5000c500"), "/org/blxrep/disk/web_2d1_2ea/_35000c500");
+        assert_ne!(disk_path("a", "b_2dc"), disk_path("a", "b-c"));
+        assert_eq!(job_path(7), "/org/blxrep/job/7");
     }
 
     #[test]

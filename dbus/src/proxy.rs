@@ -1,0 +1,204 @@
+//! Client proxies of the interfaces, and their documentation.
+//!
+//! The proxies have no default service: both daemons may run on one host. Options travel as `a{sv}`; a key that a
+//! method does not have is refused as [`crate::problem::ProblemKind::UnknownOption`].
+
+use std::collections::HashMap;
+
+use zbus::wire::{OwnedObjectPath, OwnedVariant, Variant};
+
+/// Options of a call.
+pub type Options<'a> = HashMap<&'a str, Variant<'a>>;
+/// Named values in an answer or a signal.
+pub type Details = HashMap<String, OwnedVariant>;
+
+/// What can be asked and ordered. `agent`: an agent's id; on an agent, its own id or nothing at all.
+#[zbus::proxy(interface = "org.blxrep.Manager", default_path = "/org/blxrep/Manager")]
+pub trait Manager {
+    /// The checkpoints of an agent's disks, oldest first. Options: `disk` (s, id or device name), `start` and `end`
+    /// (s, YYYYMMDDHHMM in UTC, both included).
+    ///
+    /// Each has `checkpoint` s, `agent` s, `disk` s, `device` s, `time` s (RFC 3339), `consistency` s, `size_bytes` t,
+    /// `delta_bytes` t, `stored_bytes` t, `parent` s (empty for the base), `freeze_ms` u, `note` s.
+    #[zbus(allow_interactive_auth)]
+    fn show(&self, agent: &str, options: Options<'_>) -> zbus::Result<Vec<Details>>;
+
+    /// Brings a checkpoint (an id, YYYYMMDDHHMM or `latest`) back into `target`: a new file, or a block device that is
+    /// not in use. Options: `disk` (s), and `output` (h): an open empty file or block device to write to, `target` being
+    /// only its name then.
+    #[zbus(allow_interactive_auth)]
+    fn restore(
+        &self,
+        agent: &str,
+        checkpoint: &str,
+        target: &str,
+        options: Options<'_>,
+    ) -> zbus::Result<OwnedObjectPath>;
+
+    /// Stops sending of an agent's disks, or of one (option `disk`, s), until [`Self::resume`], also over restarts of
+    /// both sides. Changes are tracked on. Gives the disks that were not paused on this side yet.
+    #[zbus(allow_interactive_auth)]
+    fn pause(&self, agent: &str, options: Options<'_>) -> zbus::Result<Vec<OwnedObjectPath>>;
+
+    /// Ends what [`Self::pause`] on this side began. A disk is sent again when neither side pauses it. Gives the disks
+    /// that were paused on this side.
+    #[zbus(allow_interactive_auth)]
+    fn resume(&self, agent: &str, options: Options<'_>) -> zbus::Result<Vec<OwnedObjectPath>>;
+
+    /// Takes a checkpoint now, of all of an agent's disks or of one (option `disk`, s). Canceling the job only ends the
+    /// wait: a checkpoint that was ordered may still come.
+    #[zbus(allow_interactive_auth)]
+    fn sync(&self, agent: &str, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+
+    /// Reads everything a checkpoint rests on and checks it. Only on the dispatcher. Option: `disk` (s).
+    #[zbus(allow_interactive_auth)]
+    fn verify(&self, agent: &str, checkpoint: &str, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+
+    /// A job began.
+    #[zbus(signal)]
+    fn job_new(&self, id: u32, job: OwnedObjectPath) -> zbus::Result<()>;
+
+    /// A job ended and its object is gone. `result`: see [`crate::words::JobResult`]. Details of a restore: `checkpoint`,
+    /// `disk`, `consistency`, `note`, `output` (all s), `size_bytes`, `written_bytes` (t); of a sync: `checkpoints`
+    /// (a{ss}, by disk); of a verify: `checkpoint`, `disk` (s), `damage` (as, empty if sound); of a job that failed: `error`,
+    /// `message` (s), and `damage` (as) where that is why.
+    #[zbus(signal)]
+    fn job_removed(&self, id: u32, job: OwnedObjectPath, result: String, details: Details) -> zbus::Result<()>;
+
+    /// A checkpoint was committed.
+    #[zbus(signal)]
+    fn checkpoint_added(&self, agent: String, disk: String, id: String) -> zbus::Result<()>;
+
+    /// `agent` or `dispatcher`.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn role(&self) -> zbus::Result<String>;
+
+    /// The daemon's version.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> zbus::Result<String>;
+
+    /// On a dispatcher, the agents that are stored or connected: `id` s, `connected` b, `hostname` s, `version` s,
+    /// `address` s, `last_seen_usec` t (since 1970; 0 if never) and `disks` u. On an agent, itself alone.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn agents(&self) -> zbus::Result<Vec<Details>>;
+}
+
+/// One job under way, at [`crate::job_path`]. Its object goes away when it has ended.
+#[zbus::proxy(interface = "org.blxrep.Job", assume_defaults = false, default_path = "/org/blxrep/job")]
+pub trait Job {
+    /// Asks it to end. Its end is told by `JobRemoved`. Whoever began it may, and whoever may begin such jobs.
+    #[zbus(allow_interactive_auth)]
+    fn cancel(&self) -> zbus::Result<()>;
+
+    /// Its number.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id(&self) -> zbus::Result<u32>;
+
+    /// See [`crate::words::JobType`].
+    #[zbus(property(emits_changed_signal = "const"), name = "Type")]
+    fn job_type(&self) -> zbus::Result<String>;
+
+    /// Whose disk.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn agent(&self) -> zbus::Result<String>;
+
+    /// Which disk; empty for several.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn disk(&self) -> zbus::Result<String>;
+
+    /// Which checkpoint, as far as it is known.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn checkpoint(&self) -> zbus::Result<String>;
+
+    /// Where a restore writes to.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn target(&self) -> zbus::Result<String>;
+
+    /// Who began it.
+    #[zbus(property(emits_changed_signal = "const"), name = "StartedByUID")]
+    fn started_by_uid(&self) -> zbus::Result<u32>;
+
+    /// See [`crate::words::JobState`].
+    #[zbus(property)]
+    fn state(&self) -> zbus::Result<String>;
+
+    /// From 0 to 1; 0 while that is not known.
+    #[zbus(property)]
+    fn progress(&self) -> zbus::Result<f64>;
+
+    /// Bytes done.
+    #[zbus(property)]
+    fn bytes_done(&self) -> zbus::Result<u64>;
+
+    /// Bytes in all; 0 while that is not known.
+    #[zbus(property)]
+    fn bytes_total(&self) -> zbus::Result<u64>;
+
+    /// Bytes a second, of late.
+    #[zbus(property)]
+    fn rate_bytes(&self) -> zbus::Result<u64>;
+}
+
+/// One disk, at [`crate::disk_path`].
+#[zbus::proxy(interface = "org.blxrep.Disk", assume_defaults = false, default_path = "/org/blxrep/disk")]
+pub trait Disk {
+    /// Whose it is.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn agent(&self) -> zbus::Result<String>;
+
+    /// Its stable id.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id(&self) -> zbus::Result<String>;
+
+    /// The device's name on the agent.
+    #[zbus(property)]
+    fn device(&self) -> zbus::Result<String>;
+
+    /// Its size.
+    #[zbus(property)]
+    fn size_bytes(&self) -> zbus::Result<u64>;
+
+    /// See [`crate::words::DiskState`].
+    #[zbus(property)]
+    fn state(&self) -> zbus::Result<String>;
+
+    /// Whether nothing is sent because it was paused, on either side.
+    #[zbus(property)]
+    fn paused(&self) -> zbus::Result<bool>;
+
+    /// On which sides it is paused: `agent`, `dispatcher`.
+    #[zbus(property)]
+    fn paused_by(&self) -> zbus::Result<Vec<String>>;
+
+    /// How far a full copy or compare is, from 0 to 1; else 0.
+    #[zbus(property)]
+    fn progress(&self) -> zbus::Result<f64>;
+
+    /// Bytes changed since the newest checkpoint, as far as they are known here: what a disaster now would cost.
+    #[zbus(property)]
+    fn dirty_bytes(&self) -> zbus::Result<u64>;
+
+    /// The newest checkpoint; empty if there is none.
+    #[zbus(property)]
+    fn last_checkpoint(&self) -> zbus::Result<String>;
+
+    /// When it was frozen, in microseconds since 1970; 0 if there is none.
+    #[zbus(property, name = "LastCheckpointUSec")]
+    fn last_checkpoint_usec(&self) -> zbus::Result<u64>;
+
+    /// How long ago that was, in microseconds; all ones if there is none.
+    #[zbus(property(emits_changed_signal = "false"), name = "LagUSec")]
+    fn lag_usec(&self) -> zbus::Result<u64>;
+
+    /// How the newest checkpoint was proven: `application`, `filesystem`, `crash` or `fuzzy`; empty if there is none.
+    #[zbus(property)]
+    fn consistency(&self) -> zbus::Result<String>;
+
+    /// The time between checkpoints, in microseconds; 0 on an agent, which does not know it.
+    #[zbus(property(emits_changed_signal = "const"), name = "SyncEveryUSec")]
+    fn sync_every_usec(&self) -> zbus::Result<u64>;
+
+    /// What went wrong last, until a checkpoint is committed; empty if nothing did.
+    #[zbus(property)]
+    fn last_error(&self) -> zbus::Result<String>;
+}
