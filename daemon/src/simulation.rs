@@ -59,6 +59,7 @@ struct World {
     dispatcher: DispatcherSession,
     files: SimFiles,
     linked: bool,
+    paused: bool,
     ready: bool,
     ordered: bool,
     order_on_its_way: bool,
@@ -96,6 +97,7 @@ impl World {
             dispatcher: dispatcher(&files, 0),
             files,
             linked: false,
+            paused: false,
             ready: false,
             ordered: false,
             order_on_its_way: false,
@@ -171,6 +173,8 @@ impl World {
             }
             Action::SyncFileSystems => {}
             Action::Read(extent, purpose) => {
+                // What was asked for when the pause came may still be read.
+                assert!(!self.paused || matches!(purpose, Purpose::Differing(_)), "read while paused");
                 let data = self.bytes(extent);
                 let result = match &purpose {
                     Purpose::Base | Purpose::Changed => ReadResult::Runs(pack(extent, &data, self.geometry)),
@@ -182,6 +186,7 @@ impl World {
                 self.agent.handle(Input::Read { extent, purpose, result: Ok(result) });
             }
             Action::FinalPass { to_send, last } => {
+                assert!(!self.paused, "a freeze while paused");
                 let outcome = self.final_pass(&to_send, last);
                 self.tracker.claim().unwrap();
                 self.agent.handle(Input::FinalPass(outcome, self.tracker.gap_count()));
@@ -291,6 +296,7 @@ impl World {
             2 => {
                 self.cut();
                 self.agent = AgentSession::new(self.geometry, "sdx".into(), BUDGET_BYTES);
+                self.pause(self.paused);
             }
             3 | 4 => {
                 let loss = match self.random.below(3) {
@@ -309,6 +315,11 @@ impl World {
                 self.tracker.raise(Gap::Audit);
             }
         }
+    }
+
+    fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+        self.agent.handle(Input::Paused(paused));
     }
 
     fn step(&mut self, faulty: bool) {
@@ -330,6 +341,7 @@ impl World {
             7 => self.deliver_up(Endpoint::Live),
             8 => self.deliver_down(Endpoint::Snapshot),
             9 => self.deliver_down(Endpoint::Live),
+            10 if faulty && self.random.once_in(30) => self.pause(!self.paused),
             _ => {
                 self.act();
             }
@@ -345,6 +357,7 @@ fn dispatcher(files: &SimFiles, life: u8) -> DispatcherSession {
 fn run(seed: u64) -> usize {
     let mut world = World::new(seed);
     (0..FAULTY_STEPS).for_each(|_| world.step(true));
+    world.pause(false);
     // Peace: a checkpoint of the disk as it is now must come.
     let arrived = |world: &World| {
         let last = world.acknowledged.last();

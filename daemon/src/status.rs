@@ -1,14 +1,19 @@
-//! How a disk is doing: what both roles tell the bus. Only values.
+//! How a disk is doing: what both roles tell the bus.
 
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use blxrep_dbus::words::DiskState;
 
-use crate::checkpoint::Consistency;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Checkpoint, Consistency};
 use crate::ids::{AgentId, CheckpointId, DiskId};
+use crate::pause::PauseFlags;
 
 /// The newest checkpoint of a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Newest {
     /// Its id.
     pub id: CheckpointId,
@@ -16,6 +21,13 @@ pub struct Newest {
     pub time_unix_ms: u64,
     /// How it was proven.
     pub consistency: Consistency,
+}
+
+impl From<&Checkpoint> for Newest {
+    fn from(checkpoint: &Checkpoint) -> Self {
+        let Checkpoint { id, time_unix_ms, consistency, .. } = *checkpoint;
+        Self { id, time_unix_ms, consistency }
+    }
 }
 
 /// How a disk is doing.
@@ -45,6 +57,63 @@ pub struct DiskStatus {
     pub sync_every: Option<Duration>,
     /// What went wrong last, until a checkpoint is committed.
     pub last_error: Option<String>,
+}
+
+impl DiskStatus {
+    /// A disk of which nothing is known yet.
+    pub fn new(agent: AgentId, disk: DiskId, device: String, size_bytes: u64) -> Self {
+        Self {
+            agent,
+            disk,
+            device,
+            size_bytes,
+            state: DiskState::Detached,
+            paused_by_agent: false,
+            paused_by_dispatcher: false,
+            progress: 0.0,
+            dirty_bytes: size_bytes,
+            newest: None,
+            sync_every: None,
+            last_error: None,
+        }
+    }
+}
+
+/// One disk, shared between its thread and those who ask for it or order it.
+#[derive(Debug)]
+pub struct SharedDisk {
+    /// Whose it is.
+    pub agent: AgentId,
+    /// Its id.
+    pub id: DiskId,
+    /// Whether it is paused; its thread looks here.
+    pub pause: PauseFlags,
+    status: Mutex<DiskStatus>,
+}
+
+impl SharedDisk {
+    /// A disk whose thread has not begun.
+    pub fn new(status: DiskStatus) -> Self {
+        let (agent, id) = (status.agent.clone(), status.disk.clone());
+        Self { agent, id, pause: PauseFlags::default(), status: Mutex::new(status) }
+    }
+
+    /// How it is doing, to be read or changed.
+    pub fn status(&self) -> MutexGuard<'_, DiskStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pauses or resumes it for the agent's side.
+    pub fn set_paused_by_agent(&self, paused: bool) {
+        self.pause.by_agent.store(paused, Ordering::Relaxed);
+        self.status().paused_by_agent = paused;
+    }
+
+    /// Pauses or resumes it for the dispatcher's side.
+    pub fn set_paused_by_dispatcher(&self, paused: bool) {
+        self.pause.by_dispatcher.store(paused, Ordering::Relaxed);
+        self.status().paused_by_dispatcher = paused;
+    }
 }
 
 /// What is known of an agent.

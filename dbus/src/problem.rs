@@ -2,12 +2,14 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use zbus::DBusError;
 use zbus::message::{Header, Message};
 use zbus::names::ErrorName;
 
-/// What kind of error it is; the last part of its name on the bus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What kind of error it is; the last part of its name on the bus. Between agent and dispatcher it travels by its place
+/// in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProblemKind {
     /// `org.freedesktop.DBus.Error.AccessDenied`: the caller may not do this.
     AccessDenied,

@@ -108,6 +108,8 @@ pub enum Input {
     Message(Endpoint, DiskDown),
     /// The dispatcher orders a checkpoint.
     SyncOrdered,
+    /// The disk is paused, or is not any more.
+    Paused(bool),
     /// About a second has passed.
     Tick,
     /// The result of [`Action::Drain`], and the time.

@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 use super::action::{Action, Input, Purpose, ReadResult};
 use super::pace::Pace;
 use super::session::DiskSession;
+use super::shared::Shared;
 use crate::bitmap::{BlockSet, Extent};
 use crate::clock::unix_ms;
 use crate::config::AgentConfig;
@@ -23,9 +24,12 @@ use crate::freeze::topology;
 use crate::geometry::Geometry;
 use crate::hash::group_digest;
 use crate::ids::{CheckpointId, DiskId};
+use crate::message_id::DISK_GIVEN_UP;
 use crate::reader::BlockReader;
 use crate::reader::{hash_extent, pack, pack_differing};
+use crate::status::{CheckpointAdded, DiskState, SharedDisk};
 use crate::tracker::{Tracker, TrackerError};
+use crate::watchdog::{Pulse, SLOW_DISK_MAX};
 use crate::wire::Endpoint;
 use crate::wire::frame::{decode_message, encode_data, encode_message};
 
@@ -80,9 +84,14 @@ struct Link {
 /// The thread's own things.
 pub struct Worker {
     disk: Disk,
-    config: Arc<AgentConfig>,
+    shared: Arc<Shared>,
+    shown: Arc<SharedDisk>,
+    config: watch::Receiver<Arc<AgentConfig>>,
     guard_exe: PathBuf,
     session: DiskSession,
+    paused: bool,
+    last_error: Option<String>,
+    pulse: Arc<Pulse>,
     inbox: mpsc::Receiver<Inbound>,
     runtime: Handle,
     link: Option<Link>,
@@ -94,18 +103,26 @@ impl Worker {
     /// A disk's thread, not started yet. `refused` is set when the disk is refused for good.
     pub fn new(
         disk: Disk,
-        config: Arc<AgentConfig>,
+        shared: Arc<Shared>,
+        shown: Arc<SharedDisk>,
         guard_exe: PathBuf,
         inbox: mpsc::Receiver<Inbound>,
         refused: watch::Sender<Option<String>>,
     ) -> Self {
         let session = DiskSession::new(disk.geometry, disk.device.name.clone(), FREEZE_BUDGET_BYTES);
-        let pace = Pace::new(config.read_rate_bytes);
+        let config = shared.config.subscribe();
+        let pace = Pace::new(config.borrow().read_rate_bytes);
+        let pulse = shared.watchdog.pulse(&format!("the thread of {}", disk.device.name));
         Self {
             disk,
+            shared,
+            shown,
             config,
             guard_exe,
             session,
+            paused: false,
+            last_error: None,
+            pulse,
             inbox,
             runtime: Handle::current(),
             link: None,
@@ -116,21 +133,18 @@ impl Worker {
 
     /// Runs until it is told to stop or the disk is refused for good.
     pub fn run(mut self) {
-        let mut next_tick = Instant::now() + TICK;
+        let mut next_tick = Instant::now();
         loop {
+            self.pulse.beat();
             if Instant::now() >= next_tick {
-                self.session.handle(Input::Tick);
+                self.tick();
                 next_tick = Instant::now() + TICK;
             }
+            self.pause_or_resume();
             let inbound = match self.session.poll() {
                 Some(action) => {
                     if let Err(reason) = self.act(action) {
-                        self.complain(&format!(
-                            "{} is not replicated any more: {reason}",
-                            self.disk.device.name
-                        ));
-                        let _ = self.refused.send(Some(reason));
-                        return;
+                        return self.give_up(reason);
                     }
                     self.inbox.try_recv().ok()
                 }
@@ -150,6 +164,49 @@ impl Worker {
                 None => {}
             }
         }
+    }
+
+    fn tick(&mut self) {
+        self.session.handle(Input::Tick);
+        if self.config.has_changed().unwrap_or(false) {
+            self.pace = Pace::new(self.config.borrow_and_update().read_rate_bytes);
+        }
+        self.show();
+    }
+
+    /// Looks at the flags themselves: an order must not wait behind messages.
+    fn pause_or_resume(&mut self) {
+        let paused = self.shown.pause.is_paused();
+        if paused != self.paused {
+            self.paused = paused;
+            let what = if paused { "paused: changes are tracked, nothing is sent" } else { "resumed" };
+            info!(AGENT = %self.shared.agent, DISK = %self.disk.id, "{} is {what}", self.disk.device.name);
+            self.session.handle(Input::Paused(paused));
+            self.show();
+        }
+    }
+
+    /// Shows how the disk is doing.
+    fn show(&self) {
+        let mut status = self.shown.status();
+        status.state = self.session.state();
+        status.progress = self.session.progress();
+        status.dirty_bytes = self.session.changed_bytes();
+        status.newest = self.session.newest().or(status.newest);
+        status.last_error.clone_from(&self.last_error);
+    }
+
+    fn give_up(&mut self, reason: String) {
+        let name = &self.disk.device.name;
+        error!(
+            MESSAGE_ID = DISK_GIVEN_UP, AGENT = %self.shared.agent, DISK = %self.disk.id,
+            "{name} is not replicated any more: {reason}"
+        );
+        self.show();
+        let mut status = self.shown.status();
+        (status.state, status.last_error) = (DiskState::Failed, Some(reason.clone()));
+        drop(status);
+        let _ = self.refused.send(Some(reason));
     }
 
     fn inbound(&mut self, inbound: Inbound) {
@@ -182,13 +239,15 @@ impl Worker {
         self.link.as_ref().is_some_and(|link| link.number == number)
     }
 
-    fn complain(&self, what: &str) {
-        error!(AGENT = %self.config.id, DISK = %self.disk.id, "{what}");
+    fn complain(&mut self, what: &str) {
+        error!(AGENT = %self.shared.agent, DISK = %self.disk.id, "{what}");
+        self.last_error = Some(what.to_owned());
     }
 
     fn drop_link(&mut self) {
         if self.link.take().is_some() {
             self.session.handle(Input::LinkDown);
+            self.show();
         }
     }
 
@@ -215,7 +274,10 @@ impl Worker {
                 self.disk.tracker.claim().map_err(lost)?;
                 self.session.handle(Input::Doubts(self.disk.tracker.gap_count()));
             }
-            Action::SyncFileSystems => self.sync_file_systems(),
+            Action::SyncFileSystems => {
+                self.pulse.allow(SLOW_DISK_MAX);
+                self.sync_file_systems();
+            }
             Action::Read(extent, purpose) => {
                 let result = self.read(extent, &purpose);
                 if let Err(reason) = &result {
@@ -226,10 +288,11 @@ impl Worker {
             Action::FinalPass { to_send, last } => self.final_pass(&to_send, last)?,
             Action::CommitTracker { id, keep, heals } => {
                 self.disk.tracker.commit(id, &keep, heals).map_err(lost)?;
-                info!(AGENT = %self.config.id, DISK = %self.disk.id, CHECKPOINT = %id, "checkpoint {id} is committed");
+                self.committed(id);
             }
             Action::DropLink { reason } => {
-                warn!(AGENT = %self.config.id, DISK = %self.disk.id, "connecting again: {reason}");
+                warn!(AGENT = %self.shared.agent, DISK = %self.disk.id, "connecting again: {reason}");
+                self.last_error = Some(reason);
                 self.drop_link();
             }
             Action::Stop { reason } => {
@@ -253,7 +316,7 @@ impl Worker {
         let (major, minor) = (self.disk.device.major, self.disk.device.minor);
         let synced = topology::file_systems_on(major, minor).and_then(|on_disk| topology::sync_all(&on_disk));
         if let Err(error) = synced {
-            warn!(AGENT = %self.config.id, DISK = %self.disk.id, "file systems could not be synced: {error}");
+            warn!(AGENT = %self.shared.agent, DISK = %self.disk.id, "file systems could not be synced: {error}");
         }
     }
 
@@ -268,18 +331,29 @@ impl Worker {
         })
     }
 
+    fn committed(&mut self, id: CheckpointId) {
+        self.last_error = None;
+        self.show();
+        let (agent, disk) = (self.shared.agent.clone(), self.disk.id.clone());
+        info!(AGENT = %agent, DISK = %disk, CHECKPOINT = %id, "checkpoint {id} is committed");
+        let _ = self.shared.checkpoints.send(CheckpointAdded { agent, disk, id });
+    }
+
     fn final_pass(&mut self, to_send: &BlockSet, last: Option<CheckpointId>) -> Result<(), String> {
+        let config = self.config.borrow().clone();
+        self.pulse.allow(SLOW_DISK_MAX);
+        self.show();
         let job = FinalPassJob {
-            agent: self.config.id.clone(),
+            agent: config.id.clone(),
             device_path: self.disk.device.path.clone(),
             device: DeviceNumber { major: self.disk.device.major, minor: self.disk.device.minor },
             geometry: self.disk.geometry,
-            hooks_dir: self.config.hooks_dir.clone(),
-            hook_timeout: self.config.hook_timeout,
-            freeze_timeout: self.config.freeze_timeout,
+            hooks_dir: config.hooks_dir.clone(),
+            hook_timeout: config.hook_timeout,
+            freeze_timeout: config.freeze_timeout,
             budget_bytes: FREEZE_BUDGET_BYTES,
             last,
-            state_dir: self.config.state_dir.clone(),
+            state_dir: config.state_dir.clone(),
             guard_exe: self.guard_exe.clone(),
         };
         let outcome = final_pass(&job, self.disk.tracker.as_mut(), self.disk.reader.as_mut(), to_send);

@@ -11,4 +11,5 @@ pub mod pace;
 pub mod run;
 pub mod scan;
 pub mod session;
+pub mod shared;
 pub mod sync;

@@ -1,9 +1,11 @@
 //! The agent: opens its disks, connects, and stays connected.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use blxrep_dbus::problem::ProblemKind;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::{error, info, warn};
@@ -11,11 +13,12 @@ use tracing::{error, info, warn};
 use super::disk::{Disk, INBOX_MAX, Inbound, Worker};
 use super::footprint;
 use super::link::{Backoff, Dial, keep_attached};
-use crate::config::AgentConfig;
+use super::shared::{Ask, Shared, Uplink};
 use crate::ids::DiskId;
+use crate::status::SharedDisk;
 use crate::wire::Endpoint;
 use crate::wire::frame::{decode_message, encode_message};
-use crate::wire::message::{ConfigDown, ConfigUp, DiskOffer};
+use crate::wire::message::{Answer, ConfigDown, ConfigUp, DiskOffer, QUESTIONS_MAX};
 use crate::wire::pump::{OUTBOUND_MAX_FRAMES, PumpEnd, pump};
 use crate::wire::socket::ConnectError;
 
@@ -49,21 +52,23 @@ struct RunningDisk {
 /// # Errors
 /// When the dispatcher refuses the agent or all of its disks.
 pub async fn run(
-    config: Arc<AgentConfig>,
+    shared: Arc<Shared>,
+    mut asked: mpsc::Receiver<Ask>,
     dial: Dial,
     disks: Vec<Disk>,
     guard_exe: PathBuf,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), AgentError> {
     let mut running = Vec::new();
-    for disk in disks {
-        running.push(start(disk, &config, &guard_exe)?);
+    for (disk, shown) in disks.into_iter().zip(&shared.disks) {
+        running.push(start(disk, &shared, shown.clone(), &guard_exe)?);
     }
     let result = tokio::select! {
-        result = stay_connected(&dial, &running) => result,
+        result = stay_connected(&shared, &mut asked, &dial, &running) => result,
         reason = all_refused(&running) => Err(AgentError::NoDisk(reason)),
         _ = stop.wait_for(|stop| *stop) => Ok(()),
     };
+    shared.uplink.send_replace(None);
     for disk in &running {
         let _ = disk.inbox.send(Inbound::Stop).await;
     }
@@ -74,12 +79,17 @@ pub async fn run(
     result
 }
 
-fn start(disk: Disk, config: &Arc<AgentConfig>, guard_exe: &std::path::Path) -> std::io::Result<RunningDisk> {
+fn start(
+    disk: Disk,
+    shared: &Arc<Shared>,
+    shown: Arc<SharedDisk>,
+    guard_exe: &std::path::Path,
+) -> std::io::Result<RunningDisk> {
     let (inbox, from_inbox) = mpsc::channel(INBOX_MAX);
     let (refuse, refused) = watch::channel(None);
     let offer =
         DiskOffer { disk: disk.id.clone(), device: disk.device.name.clone(), geometry: disk.geometry };
-    let worker = Worker::new(disk, config.clone(), guard_exe.to_owned(), from_inbox, refuse);
+    let worker = Worker::new(disk, shared.clone(), shown, guard_exe.to_owned(), from_inbox, refuse);
     let name = format!("disk-{}", offer.device);
     let thread = std::thread::Builder::new().name(name).spawn(move || worker.run())?;
     Ok(RunningDisk { offer, inbox, refused, thread })
@@ -97,7 +107,12 @@ async fn all_refused(disks: &[RunningDisk]) -> String {
     last
 }
 
-async fn stay_connected(dial: &Dial, disks: &[RunningDisk]) -> Result<(), AgentError> {
+async fn stay_connected(
+    shared: &Shared,
+    asked: &mut mpsc::Receiver<Ask>,
+    dial: &Dial,
+    disks: &[RunningDisk],
+) -> Result<(), AgentError> {
     let footprint = spawn_blocking(|| serde_json::to_string(&footprint::collect()).unwrap_or_default())
         .await
         .unwrap_or_default();
@@ -106,7 +121,11 @@ async fn stay_connected(dial: &Dial, disks: &[RunningDisk]) -> Result<(), AgentE
     let mut was_connected = false;
     loop {
         backoff.begin();
-        match session(dial, disks, &footprint, &mut was_connected).await {
+        let ended = session(shared, asked, dial, disks, &footprint).await;
+        was_connected |= shared.uplink.send_replace(None).is_some();
+        // Who asked hears that the connection is gone when the question is dropped.
+        while asked.try_recv().is_ok() {}
+        match ended {
             Ok(end) => warn!(AGENT = %dial.key.agent, "the dispatcher is gone: {end}; connecting again"),
             Err(error) => {
                 let wait_for_place = was_connected || began.elapsed() < TAKEN_PATIENCE;
@@ -123,64 +142,122 @@ async fn stay_connected(dial: &Dial, disks: &[RunningDisk]) -> Result<(), AgentE
     }
 }
 
+/// One connection to /ws/config, from the hello to its end.
+struct Session<'a> {
+    shared: &'a Shared,
+    dial: &'a Dial,
+    disks: &'a [RunningDisk],
+    out: mpsc::Sender<Vec<u8>>,
+    links: JoinSet<()>,
+    last_request: u32,
+    open: HashMap<u32, mpsc::Sender<Answer>>,
+}
+
 async fn session(
+    shared: &Shared,
+    asked: &mut mpsc::Receiver<Ask>,
     dial: &Dial,
     disks: &[RunningDisk],
     footprint: &str,
-    was_connected: &mut bool,
 ) -> Result<PumpEnd, ConnectError> {
     let socket = dial.open(Endpoint::Config, &dial.headers()).await?;
     let (out, outbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
     let (inbox, mut inbound) = mpsc::channel::<Vec<u8>>(OUTBOUND_MAX_FRAMES);
-    let deliver = |frame| {
+    let deliver = move |frame| {
         let inbox = inbox.clone();
         async move { inbox.send(frame).await.is_ok() }
     };
-    let hello = ConfigUp::Hello {
-        software: env!("CARGO_PKG_VERSION").to_owned(),
-        boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .unwrap_or_default()
-            .trim()
-            .to_owned(),
-        disks: disks.iter().map(|disk| disk.offer.clone()).collect(),
-    };
-    for message in [hello, ConfigUp::Footprint(footprint.to_owned())] {
-        match encode_message(&message) {
-            Ok(bytes) => drop(out.send(bytes).await),
-            Err(error) => warn!("not sent: {error}"),
-        }
-    }
-    let mut pumping = std::pin::pin!(pump(socket, outbound, deliver));
-    let mut links = JoinSet::new();
+    // A task of its own: what is sent below must drain while this loop waits to send. Ends with this function.
+    let mut pumping = JoinSet::new();
+    pumping.spawn(pump(socket, outbound, deliver));
+    let mut paused = shared.paused.subscribe();
+    let (links, open) = (JoinSet::new(), HashMap::new());
+    let mut session = Session { shared, dial, disks, out, links, last_request: 0, open };
+    session.send(&hello(disks)).await;
+    session.send(&ConfigUp::Footprint(footprint.to_owned())).await;
+    paused.mark_changed();
     loop {
-        let frame = tokio::select! {
-            end = &mut pumping => return Ok(end),
-            Some(frame) = inbound.recv() => frame,
-        };
-        match decode_message(&frame) {
-            Ok(ConfigDown::Welcome { session }) => {
-                info!(AGENT = %dial.key.agent, "connected to {}", dial.addr.as_str());
-                *was_connected = true;
-                links.abort_all();
-                for disk in disks {
-                    let (dial, id, inbox) = (dial.clone(), disk.offer.disk.clone(), disk.inbox.clone());
-                    links.spawn(async move { keep_attached(&dial, session, &id, inbox).await });
-                }
-            }
-            Ok(ConfigDown::Sync { disk }) => order(disks, &disk).await,
-            Err(error) => {
-                return Err(ConnectError::Protocol {
-                    addr: dial.addr.as_str().to_owned(),
-                    reason: error.to_string(),
-                });
+        tokio::select! {
+            end = pumping.join_next() => return Ok(end.and_then(Result::ok).unwrap_or(PumpEnd::Closed)),
+            Some(frame) = inbound.recv() => session.frame(&frame).await?,
+            Some(ask) = asked.recv() => session.ask(ask).await,
+            Ok(()) = paused.changed() => {
+                let paused = paused.borrow_and_update().clone();
+                session.send(&ConfigUp::Paused(paused)).await;
             }
         }
     }
 }
 
-async fn order(disks: &[RunningDisk], disk: &DiskId) {
-    if let Some(disk) = disks.iter().find(|running| running.offer.disk == *disk) {
-        // A disk that was given up takes no orders.
-        let _ = disk.inbox.send(Inbound::Sync).await;
+fn hello(disks: &[RunningDisk]) -> ConfigUp {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    ConfigUp::Hello {
+        software: env!("CARGO_PKG_VERSION").to_owned(),
+        boot_id: boot_id.trim().to_owned(),
+        disks: disks.iter().map(|disk| disk.offer.clone()).collect(),
+    }
+}
+
+impl Session<'_> {
+    async fn send(&self, message: &ConfigUp) {
+        match encode_message(message) {
+            // A connection that is gone is noticed by the loop.
+            Ok(bytes) => drop(self.out.send(bytes).await),
+            Err(error) => warn!(AGENT = %self.shared.agent, "not sent: {error}"),
+        }
+    }
+
+    async fn ask(&mut self, ask: Ask) {
+        self.open.retain(|_, answers| !answers.is_closed());
+        if self.open.len() >= QUESTIONS_MAX {
+            let reason = "too much is being asked at once: try again".to_owned();
+            let _ = ask.answers.try_send(Answer::Refused { kind: ProblemKind::Busy, reason });
+            return;
+        }
+        self.last_request = self.last_request.wrapping_add(1);
+        let request = self.last_request;
+        self.open.insert(request, ask.answers);
+        self.send(&ConfigUp::Ask { request, question: ask.question }).await;
+    }
+
+    async fn frame(&mut self, frame: &[u8]) -> Result<(), ConnectError> {
+        let message = decode_message(frame).map_err(|error| {
+            let (addr, reason) = (self.dial.addr.as_str().to_owned(), error.to_string());
+            ConnectError::Protocol { addr, reason }
+        })?;
+        match message {
+            ConfigDown::Welcome { session } => self.welcome(session),
+            ConfigDown::Sync { disk } => self.order(&disk).await,
+            ConfigDown::Paused(disks) => self.shared.paused_by_dispatcher(&disks),
+            ConfigDown::Answer { request, answer } => self.answer(request, answer),
+        }
+        Ok(())
+    }
+
+    fn welcome(&mut self, session: [u8; 16]) {
+        let address = self.dial.addr.as_str().to_owned();
+        info!(AGENT = %self.shared.agent, "connected to {address}");
+        self.shared.uplink.send_replace(Some(Uplink { session, address }));
+        self.links.abort_all();
+        for disk in self.disks {
+            let (dial, id, inbox) = (self.dial.clone(), disk.offer.disk.clone(), disk.inbox.clone());
+            self.links.spawn(async move { keep_attached(&dial, session, &id, inbox).await });
+        }
+    }
+
+    async fn order(&self, disk: &DiskId) {
+        if let Some(disk) = self.disks.iter().find(|running| running.offer.disk == *disk) {
+            // A disk that was given up takes no orders.
+            let _ = disk.inbox.send(Inbound::Sync).await;
+        }
+    }
+
+    fn answer(&mut self, request: u32, answer: Answer) {
+        let more = matches!(answer, Answer::Checkpoints { more: true, .. });
+        // Who does not take answers fast enough loses the question, and notices.
+        let taken = self.open.get(&request).is_some_and(|answers| answers.try_send(answer).is_ok());
+        if !more || !taken {
+            self.open.remove(&request);
+        }
     }
 }

@@ -72,6 +72,11 @@ impl Scan {
         self.told
     }
 
+    /// How much was read, from 0 to 1.
+    pub fn progress(&self) -> f64 {
+        self.next_group as f64 / self.groups.max(1) as f64
+    }
+
     /// What to do next, if anything can be done now.
     pub fn step(&mut self) -> Option<Step> {
         if self.told {

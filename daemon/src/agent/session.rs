@@ -20,6 +20,7 @@ use crate::geometry::Geometry;
 use crate::ids::{CheckpointId, Epoch};
 use crate::reader::pack;
 use crate::run::Run;
+use crate::status::{DiskState, Newest};
 use crate::tracker::Claim;
 use crate::wire::Endpoint;
 use crate::wire::frame::Area;
@@ -27,6 +28,8 @@ use crate::wire::message::{CHANGED_MAX_EXTENTS, DiskDown, DiskUp, Plan, cut_text
 
 /// Bytes of a data frame besides its run.
 const FRAME_OVERHEAD_BYTES: u64 = 24;
+/// Why a sync of a paused disk fails.
+const PAUSED: &str = "the disk is paused";
 
 struct Unacked {
     endpoint: Endpoint,
@@ -46,7 +49,8 @@ pub struct DiskSession {
     claim: Option<Claim>,
     gap_count: u64,
     instance: Option<Epoch>,
-    newest: Option<CheckpointId>,
+    paused: bool,
+    newest: Option<Newest>,
     adopt: Option<CheckpointId>,
     forget_sent: bool,
     order_waits: bool,
@@ -59,7 +63,13 @@ pub struct DiskSession {
     scan: Option<Scan>,
     scan_gap_count: u64,
     sync: Option<Sync>,
-    sealed: Option<(CheckpointId, bool)>,
+    sealed: Option<Sealed>,
+}
+
+/// A checkpoint that was sealed and is not known to be committed.
+struct Sealed {
+    newest: Newest,
+    heals: bool,
 }
 
 impl DiskSession {
@@ -74,6 +84,7 @@ impl DiskSession {
             claim: None,
             gap_count: 0,
             instance: None,
+            paused: false,
             newest: None,
             adopt: None,
             forget_sent: true,
@@ -96,7 +107,7 @@ impl DiskSession {
         if let Some(action) = self.outbox.pop_front() {
             return Some(action);
         }
-        if !self.attached || self.unacked_bytes >= self.window_bytes {
+        if !self.attached || self.paused || self.unacked_bytes >= self.window_bytes {
             return None;
         }
         self.poll_sync().or_else(|| self.poll_scan())
@@ -109,12 +120,55 @@ impl DiskSession {
             Input::LinkDown => self.link_down(),
             Input::Message(endpoint, message) => self.message(endpoint, message),
             Input::SyncOrdered => self.sync_ordered(),
+            Input::Paused(paused) => self.pause(paused),
             Input::Tick => self.tick(),
             Input::Drained { drain, blocks, time_unix_ms } => self.drained(drain, &blocks, time_unix_ms),
             Input::Pending(pending) => self.pending(pending),
             Input::Doubts(gap_count) => self.doubts(gap_count),
             Input::Read { extent, purpose, result } => self.read(extent, purpose, result),
             Input::FinalPass(outcome, gap_count) => self.final_pass(outcome, gap_count),
+        }
+    }
+
+    /// What the disk is doing.
+    pub fn state(&self) -> DiskState {
+        match (&self.scan, &self.sync) {
+            _ if !self.attached => DiskState::Detached,
+            // A checkpoint that is sealed is still committed.
+            (_, Some(_)) => DiskState::Syncing,
+            _ if self.paused => DiskState::Paused,
+            (Some(scan), _) if !scan.is_done() && self.newest.is_none() => DiskState::Copying,
+            (Some(scan), _) if !scan.is_done() => DiskState::Comparing,
+            _ => DiskState::Idle,
+        }
+    }
+
+    /// How far a scan is, from 0 to 1.
+    pub fn progress(&self) -> f64 {
+        self.scan.as_ref().filter(|scan| !scan.is_done()).map_or(0.0, Scan::progress)
+    }
+
+    /// The newest checkpoint, as far as it was heard of.
+    pub fn newest(&self) -> Option<Newest> {
+        self.newest
+    }
+
+    /// Bytes changed since then; all of the disk if there is none.
+    pub fn changed_bytes(&self) -> u64 {
+        match self.newest {
+            Some(_) => self.reported.len() << self.geometry.block_shift(),
+            None => self.geometry.size_bytes(),
+        }
+    }
+
+    /// Nothing is sent while paused: a sync that is not sealed yet is given up. Changes are reported on.
+    fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+        let sealed = self.sync.as_ref().is_some_and(|sync| sync.phase() == Phase::Sealed);
+        if paused && self.sync.is_some() && !sealed {
+            self.fail_sync(PAUSED.to_owned());
+            // What was drained behind the freeze was not reported yet.
+            self.outbox.push_back(Action::LoadPending);
         }
     }
 
@@ -170,12 +224,12 @@ impl DiskSession {
         }
     }
 
-    fn attach(&mut self, plan: Plan, instance: Epoch, resumes: bool, newest: Option<CheckpointId>) {
+    fn attach(&mut self, plan: Plan, instance: Epoch, resumes: bool, newest: Option<Newest>) {
         let resumes = resumes && self.instance == Some(instance);
         (self.attached, self.instance, self.newest) = (true, Some(instance), newest);
         self.forget_sent |= !resumes;
         let base = self.claim.and_then(|claim| claim.base);
-        self.adopt = newest.filter(|id| plan == Plan::Continue && Some(*id) != base);
+        self.adopt = newest.map(|n| n.id).filter(|id| plan == Plan::Continue && Some(*id) != base);
         match (plan, &mut self.scan) {
             (Plan::Continue, _) => self.scan = None,
             // A doubt that is newer than the scan is not healed by what it has read already.
@@ -189,7 +243,7 @@ impl DiskSession {
 
     fn pending(&mut self, pending: BlockSet) {
         let adopt = self.adopt.take();
-        let heals = self.sealed.take_if(|(sealed, _)| adopt == Some(*sealed)).map(|(_, heals)| heals);
+        let heals = self.sealed.take_if(|sealed| adopt == Some(sealed.newest.id)).map(|sealed| sealed.heals);
         let knows_what_is_left = !self.forget_sent && (adopt.is_none() || heals.is_some());
         if !knows_what_is_left {
             // Blocks of a compare may be in it that are in no pending set.
@@ -266,9 +320,10 @@ impl DiskSession {
             self.order_waits = true;
             return;
         }
-        if scanning {
-            let reason = "the disk is still being copied or compared".to_owned();
-            return self.outbox.push_back(Action::Send(Endpoint::Live, DiskUp::SyncFailed { reason }));
+        if scanning || self.paused {
+            let reason = if self.paused { PAUSED } else { "the disk is still being copied or compared" };
+            let failed = DiskUp::SyncFailed { reason: reason.to_owned() };
+            return self.outbox.push_back(Action::Send(Endpoint::Live, failed));
         }
         self.sync = Some(Sync::new());
         self.begin_round();
@@ -344,7 +399,7 @@ impl DiskSession {
         match sync.phase() {
             Phase::Freeze => {
                 sync.freezing();
-                Some(Action::FinalPass { to_send: self.to_send.clone(), last: self.newest })
+                Some(Action::FinalPass { to_send: self.to_send.clone(), last: self.newest.map(|n| n.id) })
             }
             Phase::RoundSent => {
                 sync.next_round();
@@ -364,31 +419,32 @@ impl DiskSession {
         // Everything else was sent: what is to be sent is what was drained since the sending began.
         let consistency = if self.to_send.is_empty() { Consistency::Crash } else { Consistency::Fuzzy };
         let seconds = i64::try_from(time_unix_ms / 1000).unwrap_or(0);
-        let id = CheckpointId::next(seconds, self.newest);
+        let id = CheckpointId::next(seconds, self.newest.map(|n| n.id));
         let note = sync.unfrozen_note();
         sync.sealed();
-        let seal = DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms: 0, note: cut_text(note) };
         self.outbox.push_back(Action::CheckClaim);
-        self.send_seal(id, seal);
+        self.send_seal(Newest { id, time_unix_ms, consistency }, 0, note);
     }
 
     fn seal(&mut self, taken: Taken) -> Action {
         let Taken { id, time_unix_ms, freeze_ms, consistency, note, .. } = taken;
-        self.send_seal(id, DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms, note: cut_text(note) });
+        self.send_seal(Newest { id, time_unix_ms, consistency }, freeze_ms, note);
         self.outbox.pop_front().unwrap_or(Action::CheckClaim)
     }
 
-    fn send_seal(&mut self, id: CheckpointId, seal: DiskUp) {
-        self.sealed = Some((id, self.scan.as_ref().is_some_and(Scan::is_done)));
+    fn send_seal(&mut self, newest: Newest, freeze_ms: u32, note: String) {
+        let Newest { id, time_unix_ms, consistency } = newest;
+        self.sealed = Some(Sealed { newest, heals: self.scan.as_ref().is_some_and(Scan::is_done) });
+        let seal = DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms, note: cut_text(note) };
         self.outbox.push_back(Action::Send(Endpoint::Live, seal));
     }
 
     fn committed(&mut self, id: CheckpointId) {
-        let Some((_, heals)) = self.sealed.take_if(|(sealed, _)| *sealed == id) else {
+        let Some(Sealed { newest, heals }) = self.sealed.take_if(|sealed| sealed.newest.id == id) else {
             let reason = format!("the dispatcher committed {id}, which this agent did not seal");
             return self.outbox.push_back(Action::DropLink { reason });
         };
-        (self.sync, self.scan, self.newest) = (None, None, Some(id));
+        (self.sync, self.scan, self.newest) = (None, None, Some(newest));
         self.unacked.clear();
         self.unacked_bytes = 0;
         // Behind the freeze, what is to be sent is exactly what was drained since.

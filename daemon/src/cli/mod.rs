@@ -3,6 +3,7 @@
 mod enroll;
 mod log;
 mod offline;
+mod service;
 mod start_agent;
 mod start_dispatcher;
 mod untrack;
@@ -76,6 +77,9 @@ enum Command {
     #[command(hide = true)]
     FreezeGuard,
 }
+
+/// Reads flags and file again.
+type Reread = Result<(Settings, PathBuf), ConfigError>;
 
 #[derive(Args)]
 struct Start {
@@ -166,6 +170,11 @@ struct Thaw {
     state_dir: PathBuf,
 }
 
+/// What a reload says of keys it cannot take.
+fn needs_restart(restart: bool) -> &'static str {
+    if restart { "; other keys have changed and need a restart" } else { "" }
+}
+
 /// Parses, runs, prints the error and makes the exit code.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -184,11 +193,12 @@ pub(crate) fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Start(start) => {
-            let (settings, file) = Settings::load(start.settings, start.config.as_deref())?;
+            let reread = move || Settings::load(start.settings.clone(), start.config.as_deref());
+            let (settings, file) = reread()?;
             log::init();
             match settings.mode {
-                Some(Mode::Agent) => start_agent::run(settings, &file),
-                Some(Mode::Dispatcher) => start_dispatcher::run(settings, &file),
+                Some(Mode::Agent) => start_agent::run(settings, &file, reread),
+                Some(Mode::Dispatcher) => start_dispatcher::run(settings, &file, reread),
                 None => Err(ConfigError::Missing { key: "mode", path: file }.into()),
             }
         }

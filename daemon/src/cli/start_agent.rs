@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -11,23 +11,32 @@ use blxrep::agent::disk::Disk;
 use blxrep::agent::disk_id::disk_id;
 use blxrep::agent::link::Dial;
 use blxrep::agent::run;
+use blxrep::agent::shared::Shared;
 use blxrep::config::{AgentConfig, ConfigError, Settings};
 use blxrep::device::BlockDevice;
 use blxrep::freeze::record::thaw_leftovers;
 use blxrep::geometry::Geometry;
 use blxrep::lock::DirLock;
+use blxrep::message_id::GAP_FOUND;
+use blxrep::pause::Pauses;
 use blxrep::reader::DirectReader;
-use blxrep::tracker::Tracker;
+use blxrep::status::{DiskStatus, SharedDisk};
 use blxrep::tracker::bpf::BpfTracker;
 use blxrep::tracker::pins::{mount_bpffs_if_missing, pin_path};
+use blxrep::tracker::{Gap, Tracker};
+use blxrep::watchdog::Watchdog;
 use blxrep::wire::key::AgentKey;
 use blxrep::wire::tls::connector;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::service;
+
 /// Runs until SIGTERM or SIGINT. Tracking goes on behind it.
-pub(crate) fn run(settings: Settings, file: &Path) -> anyhow::Result<()> {
+pub(crate) fn run(
+    settings: Settings,
+    file: &Path,
+    reread: impl Fn() -> super::Reread + Send + 'static,
+) -> anyhow::Result<()> {
     let config = AgentConfig::new(settings, file)?;
     let key = AgentKey::load(&config.key_file)?;
     if key.agent != config.id {
@@ -45,19 +54,59 @@ pub(crate) fn run(settings: Settings, file: &Path) -> anyhow::Result<()> {
     if mount_bpffs_if_missing()? {
         info!("mounted bpf on /sys/fs/bpf");
     }
+    let pauses = Pauses::load(config.state_dir.join(format!("{}.paused", config.id)))?;
     let disks = open_disks(&config)?;
+    let agent = config.id.clone();
+    let shown = disks.iter().map(|disk| {
+        let (name, size_bytes) = (disk.device.name.clone(), disk.device.size_bytes);
+        Arc::new(SharedDisk::new(DiskStatus::new(agent.clone(), disk.id.clone(), name, size_bytes)))
+    });
+    let shown = shown.collect();
     // The file this process runs from, even if it has been replaced on disk since.
     let guard_exe = "/proc/self/exe".into();
     let dial = Dial { addr: config.dispatcher_addr.clone(), connector: connector(key.fingerprint)?, key };
+    let (shared, asked) = Shared::new(config, shown, pauses, Watchdog::from_env());
+    let shared = Arc::new(shared);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let stop = stop_on_signal()?;
-        sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("tracking")])?;
-        let result = run::run(Arc::new(config), dial, disks, guard_exe, stop).await;
-        sd_notify::notify(&[sd_notify::NotifyState::Stopping])?;
+        let stop = service::stop_on_signal()?;
+        let of = shared.clone();
+        service::reload_on_hangup(move || reload(&of, reread()?))?;
+        service::ready();
+        let result = tokio::select! {
+            result = run::run(shared.clone(), asked, dial, disks, guard_exe, stop) => result,
+            never = shared.watchdog.feed() => match never {},
+            never = service::show_status(|| status(&shared)) => match never {},
+        };
         info!("the agent stopped; tracking goes on");
         Ok(result?)
     })
+}
+
+/// Takes what can change while it runs.
+fn reload(shared: &Shared, (settings, file): (Settings, PathBuf)) -> anyhow::Result<String> {
+    let now = shared.config.borrow().clone();
+    let new = AgentConfig::new(settings, &file)?;
+    let taken = AgentConfig {
+        hooks_dir: new.hooks_dir.clone(),
+        hook_timeout: new.hook_timeout,
+        freeze_timeout: new.freeze_timeout,
+        read_rate_bytes: new.read_rate_bytes,
+        ..(*now).clone()
+    };
+    let restart = taken != new;
+    shared.config.send_replace(Arc::new(taken));
+    let keys = "hooks-dir, hook-timeout, freeze-timeout and read-rate-mib are taken";
+    Ok(format!("{keys}{}", super::needs_restart(restart)))
+}
+
+fn status(shared: &Shared) -> String {
+    let disks: Vec<DiskStatus> = shared.disks.iter().map(|disk| disk.status().clone()).collect();
+    let uplink = match &*shared.uplink.borrow() {
+        Some(uplink) => format!("connected to {}", uplink.address),
+        None => "not connected".to_owned(),
+    };
+    format!("{uplink}; {}", service::describe(&disks))
 }
 
 fn open_disks(config: &AgentConfig) -> anyhow::Result<Vec<Disk>> {
@@ -83,24 +132,10 @@ fn open_disk(config: &AgentConfig, path: &Path) -> anyhow::Result<Disk> {
     let claim = tracker.claim()?;
     match claim.gap {
         None => info!(AGENT = %config.id, DISK = %id, "{} is tracked on, nothing was missed", device.name),
+        Some(gap) if gap != Gap::NewTracker => warn!(
+            MESSAGE_ID = GAP_FOUND, AGENT = %config.id, DISK = %id, "{} is tracked, with a gap: {gap}", device.name
+        ),
         Some(gap) => info!(AGENT = %config.id, DISK = %id, "{} is tracked: {gap}", device.name),
     }
     Ok(Disk { id, device, geometry, tracker: Box::new(tracker), reader: Box::new(reader) })
-}
-
-/// Turns true at SIGTERM or SIGINT.
-pub(crate) fn stop_on_signal() -> std::io::Result<watch::Receiver<bool>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let (stop, stopped) = watch::channel(false);
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        let _ = stop.send(true);
-        // Held until the end, so that nobody takes a dropped sender for an order to stop.
-        std::future::pending::<()>().await;
-    });
-    Ok(stopped)
 }

@@ -1,26 +1,37 @@
 //! `blxrep start --mode dispatcher`.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
 use blxrep::config::{DispatcherConfig, Settings};
-use blxrep::dispatcher::registry::Registry;
+use blxrep::dispatcher::registry::{House, Registry};
 use blxrep::dispatcher::server::Server;
 use blxrep::ids::Epoch;
 use blxrep::lock::DirLock;
+use blxrep::pause::Pauses;
+use blxrep::status::DiskState;
 use blxrep::store::catalogue::Catalogue;
 use blxrep::store::files::RealFiles;
+use blxrep::watchdog::Watchdog;
 use blxrep::wire::key::Agents;
 use blxrep::wire::tls::Identity;
 use tokio::net::TcpListener;
+use tokio::sync::{broadcast, watch};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+use super::service;
+
 /// Runs until SIGTERM or SIGINT.
-pub(crate) fn run(settings: Settings, file: &Path) -> anyhow::Result<()> {
+pub(crate) fn run(
+    settings: Settings,
+    file: &Path,
+    reread: impl Fn() -> super::Reread + Send + 'static,
+) -> anyhow::Result<()> {
     let config = DispatcherConfig::new(settings, file)?;
     let data_dir = &config.data_dir;
     let made = fs::DirBuilder::new().recursive(true).mode(0o750).create(data_dir);
@@ -35,33 +46,65 @@ pub(crate) fn run(settings: Settings, file: &Path) -> anyhow::Result<()> {
         warn!("the catalogue was damaged and is made anew; the old one is {}", renamed.display());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(config, identity, Arc::new(catalogue)))
+    runtime.block_on(serve(config, identity, Arc::new(catalogue), reread))
 }
 
 async fn serve(
     config: DispatcherConfig,
     identity: Identity,
     catalogue: Arc<Catalogue>,
+    reread: impl Fn() -> super::Reread + Send + 'static,
 ) -> anyhow::Result<()> {
-    let files = Arc::new(RealFiles::new(&config.data_dir));
-    let registry =
-        Registry::new(files, catalogue.clone(), config.agents_file, config.sync_every, Epoch::random()?);
-    let registry = Arc::new(registry);
+    let house = Arc::new(House {
+        files: Arc::new(RealFiles::new(&config.data_dir)),
+        catalogue,
+        sync_every: watch::Sender::new(config.sync_every),
+        checkpoints: broadcast::Sender::new(256),
+        watchdog: Watchdog::from_env(),
+        instance: Epoch::random()?,
+    });
+    let pauses = Pauses::load(config.data_dir.join("paused"))?;
+    let registry = Arc::new(Registry::new(house.clone(), config.agents_file.clone(), pauses));
+    let surveyed = registry.clone();
+    spawn_blocking(move || surveyed.survey()).await?.context("the data directory")?;
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
     let address = listener.local_addr()?;
-    let stop = super::start_agent::stop_on_signal()?;
+    let stop = service::stop_on_signal()?;
     let server = Arc::new(Server {
         registry: registry.clone(),
-        catalogue,
-        data_dir: config.data_dir,
+        data_dir: config.data_dir.clone(),
         acceptor: identity.acceptor()?,
     });
     info!("the dispatcher listens on {address}");
-    sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("listening")])?;
-    let result = server.run(listener, stop).await;
-    sd_notify::notify(&[sd_notify::NotifyState::Stopping])?;
+    let of = house.clone();
+    service::reload_on_hangup(move || reload(&config, &of, reread()?))?;
+    service::ready();
+    let result = tokio::select! {
+        result = server.run(listener, stop) => result,
+        never = house.watchdog.feed() => match never {},
+        never = service::show_status(|| status(&registry, address)) => match never {},
+    };
     spawn_blocking(move || registry.stop()).await?;
     info!("the dispatcher stopped");
     Ok(result?)
+}
+
+/// Takes what can change while it runs.
+fn reload(
+    now: &DispatcherConfig,
+    house: &House,
+    (settings, file): (Settings, PathBuf),
+) -> anyhow::Result<String> {
+    let new = DispatcherConfig::new(settings, &file)?;
+    house.sync_every.send_replace(new.sync_every);
+    let restart = DispatcherConfig { sync_every: now.sync_every, ..new } != *now;
+    Ok(format!("sync-freq is {} s{}", house.sync_every.borrow().as_secs(), super::needs_restart(restart)))
+}
+
+fn status(registry: &Registry, address: SocketAddr) -> String {
+    let (agents, disks) = (registry.agents().len(), registry.disks());
+    let connected = disks.iter().filter(|disk| disk.state != DiskState::Detached).count();
+    let disks = disks.len();
+    format!("listening on {address}; {agents} agents connected, {connected} of {disks} disks attached")
 }

@@ -184,7 +184,7 @@ fn need<T>(value: Option<T>, key: &'static str, path: &Path) -> Result<T, Config
 }
 
 /// What an agent needs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentConfig {
     /// Its id.
     pub id: AgentId,
@@ -236,7 +236,7 @@ impl AgentConfig {
 }
 
 /// What a dispatcher needs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DispatcherConfig {
     /// Everything is kept here.
     pub data_dir: PathBuf,

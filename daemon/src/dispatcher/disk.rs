@@ -4,18 +4,23 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use blxrep_dbus::problem::{Problem, ProblemKind};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
+use super::registry::House;
 use super::schedule::Schedule;
 use super::session::{DiskSession, Event, SessionError};
-use super::status::{DiskState, DiskStatus};
-use crate::checkpoint::Consistency;
+use crate::checkpoint::{Checkpoint, Consistency};
 use crate::clock::unix_ms;
-use crate::ids::{AgentId, DiskId};
-use crate::store::catalogue::{Action, Catalogue};
+use crate::ids::{AgentId, CheckpointId, DiskId};
+use crate::message_id::{CHECKPOINT_FAILED, CHECKPOINT_FUZZY, DAMAGE_FOUND};
+use crate::status::{CheckpointAdded, DiskState, Newest, SharedDisk};
+use crate::store::StoreError;
+use crate::store::catalogue::Action;
+use crate::watchdog::{Pulse, SLOW_DISK_MAX};
 use crate::wire::Endpoint;
 use crate::wire::frame::encode_message;
 use crate::wire::message::{ConfigDown, DiskDown};
@@ -25,6 +30,9 @@ const QUEUE_MAX_FRAMES: usize = 8;
 /// What came last is made durable after this time even if little came.
 const FLUSH_AFTER: Duration = Duration::from_millis(40);
 const TICK: Duration = Duration::from_millis(500);
+
+/// Who waits for a checkpoint; dropped if the connection breaks first.
+pub type SyncReply = oneshot::Sender<Result<CheckpointId, Problem>>;
 
 /// What the thread is told.
 pub enum Input {
@@ -43,8 +51,10 @@ pub enum Input {
     Frame(u64, Endpoint, Vec<u8>),
     /// A connection is gone.
     LinkDown(u64),
-    /// Take a checkpoint as soon as possible.
-    SyncNow,
+    /// Take a checkpoint as soon as possible, and tell what became of it.
+    SyncNow(SyncReply),
+    /// It is not paused any more: a checkpoint is due.
+    Resumed,
     /// Make everything durable and end.
     Stop,
 }
@@ -54,7 +64,6 @@ pub enum Input {
 pub struct DiskHandle {
     /// The thread's queue.
     pub queue: mpsc::Sender<Input>,
-    status: Arc<Mutex<DiskStatus>>,
     thread: Arc<Mutex<Option<std::thread::JoinHandle<()>>>>,
 }
 
@@ -63,39 +72,34 @@ impl DiskHandle {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn spawn(
-        session: DiskSession,
-        status: DiskStatus,
-        every: Duration,
-        catalogue: Arc<Catalogue>,
-    ) -> std::io::Result<Self> {
+    pub fn spawn(session: DiskSession, shown: Arc<SharedDisk>, house: Arc<House>) -> std::io::Result<Self> {
         let (queue, inbox) = mpsc::channel(QUEUE_MAX_FRAMES);
-        let (agent, disk) = (status.agent.clone(), status.disk.clone());
-        let status = Arc::new(Mutex::new(status));
+        let (agent, disk) = (shown.agent.clone(), shown.id.clone());
+        let every = house.sync_every.subscribe();
+        let schedule = Schedule::new(*every.borrow());
         let worker = Worker {
+            pulse: house.watchdog.pulse(&format!("the thread of {agent}'s {disk}")),
             agent,
             disk,
             session,
             inbox,
             runtime: Handle::current(),
-            schedule: Schedule::new(every),
+            schedule,
+            every,
             began: Instant::now(),
             link: None,
             early: None,
             ready: false,
             orders: None,
-            status: status.clone(),
+            waiting: Vec::new(),
+            ordered: Vec::new(),
+            shown,
             action: None,
-            catalogue,
+            house,
         };
         let name = format!("disk-{}", worker.disk);
         let thread = std::thread::Builder::new().name(name).spawn(move || worker.run())?;
-        Ok(Self { queue, status, thread: Arc::new(Mutex::new(Some(thread))) })
-    }
-
-    /// How the disk is doing.
-    pub fn status(&self) -> DiskStatus {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        Ok(Self { queue, thread: Arc::new(Mutex::new(Some(thread))) })
     }
 
     /// Waits for the thread's end. Blocks: not for async threads.
@@ -120,19 +124,26 @@ struct Worker {
     inbox: mpsc::Receiver<Input>,
     runtime: Handle,
     schedule: Schedule,
+    every: watch::Receiver<Duration>,
     began: Instant,
     link: Option<Link>,
     early: Option<Vec<u8>>,
     ready: bool,
     orders: Option<mpsc::Sender<ConfigDown>>,
-    status: Arc<Mutex<DiskStatus>>,
+    /// Who waits for the next sync that is ordered, and for the one that was.
+    waiting: Vec<SyncReply>,
+    ordered: Vec<SyncReply>,
+    shown: Arc<SharedDisk>,
     action: Option<Action>,
-    catalogue: Arc<Catalogue>,
+    pulse: Arc<Pulse>,
+    house: Arc<House>,
 }
 
 impl Worker {
     fn run(mut self) {
+        self.show();
         loop {
+            self.pulse.beat();
             let wait = if self.session.has_unacked() { FLUSH_AFTER } else { TICK };
             let inbox = &mut self.inbox;
             match self.runtime.block_on(async { timeout(wait, inbox.recv()).await }) {
@@ -154,8 +165,26 @@ impl Worker {
             Input::Frame(number, endpoint, bytes) => self.frame(number, endpoint, &bytes),
             Input::LinkDown(number) if self.is_linked(number) => self.detach(None),
             Input::LinkDown(_) | Input::Stop => {}
-            Input::SyncNow => self.schedule.hurry(),
+            Input::SyncNow(reply) => self.sync_now(reply),
+            Input::Resumed => self.schedule.hurry(),
         }
+    }
+
+    fn sync_now(&mut self, reply: SyncReply) {
+        let agent = &self.agent;
+        let device = self.shown.status().device.clone();
+        let (kind, reason) = if self.shown.pause.is_paused() {
+            (ProblemKind::Paused, format!("{agent}'s {device} is paused: resume it first"))
+        } else if !self.session.is_attached() {
+            (ProblemKind::NotConnected, format!("{agent}'s {device} is not connected: see 'blxctl status'"))
+        } else if !self.ready {
+            let reason = "is still being copied or compared; a checkpoint follows by itself";
+            (ProblemKind::Busy, format!("{agent}'s {device} {reason}"))
+        } else {
+            self.waiting.push(reply);
+            return self.schedule.hurry();
+        };
+        let _ = reply.send(Err(Problem::new(kind, reason)));
     }
 
     fn is_linked(&self, number: u64) -> bool {
@@ -186,6 +215,10 @@ impl Worker {
             self.early = Some(bytes.to_vec());
             return;
         }
+        if !self.ready {
+            // The first frame opens the store, and may have to recover it.
+            self.pulse.allow(SLOW_DISK_MAX);
+        }
         let result = self.session.frame(endpoint, bytes);
         self.take(result);
     }
@@ -195,15 +228,23 @@ impl Worker {
             let result = self.session.flush();
             self.take(result);
         }
-        self.update_status(|_| {});
+        self.show();
         self.note_action();
+        if self.every.has_changed().unwrap_or(false) {
+            self.schedule.set_every(*self.every.borrow_and_update());
+        }
     }
 
     fn take(&mut self, result: Result<Vec<Event>, SessionError>) {
         match result {
             Ok(events) => events.into_iter().for_each(|event| self.event(event)),
             Err(error) => {
-                error!(AGENT = %self.agent, DISK = %self.disk, "{error}");
+                let damage = matches!(&error, SessionError::Store(StoreError::Damaged(_)));
+                if damage {
+                    error!(MESSAGE_ID = DAMAGE_FOUND, AGENT = %self.agent, DISK = %self.disk, "{error}");
+                } else {
+                    error!(AGENT = %self.agent, DISK = %self.disk, "{error}");
+                }
                 self.answer(Endpoint::Live, &error.to_message());
                 self.detach(Some(error.to_string()));
             }
@@ -214,24 +255,46 @@ impl Worker {
         match event {
             Event::Answer(endpoint, message) => self.answer(endpoint, &message),
             Event::Ready => self.ready = true,
-            Event::SyncFailed(reason) => {
-                warn!(AGENT = %self.agent, DISK = %self.disk, "no checkpoint: {reason}");
-                self.schedule.failed(self.began.elapsed());
-                self.update_status(|status| status.last_error = Some(reason));
-            }
-            Event::Committed(checkpoint) => {
-                self.schedule.committed(self.began.elapsed());
-                let (id, class) = (checkpoint.id, checkpoint.consistency);
-                let note =
-                    if checkpoint.note.is_empty() { String::new() } else { format!(": {}", checkpoint.note) };
-                if class == Consistency::Fuzzy {
-                    warn!(AGENT = %self.agent, DISK = %self.disk, CHECKPOINT = %id, "checkpoint {id} is fuzzy{note}");
-                } else {
-                    info!(AGENT = %self.agent, DISK = %self.disk, CHECKPOINT = %id, "checkpoint {id} ({class}){note}");
-                }
-                self.update_status(|status| status.last_error = None);
-            }
+            Event::SyncFailed(reason) => self.sync_failed(reason),
+            Event::Committed(checkpoint) => self.committed(&checkpoint),
         }
+    }
+
+    fn sync_failed(&mut self, reason: String) {
+        self.schedule.failed(self.began.elapsed());
+        for reply in self.ordered.drain(..) {
+            let _ = reply.send(Err(Problem::new(ProblemKind::Failed, format!("no checkpoint: {reason}"))));
+        }
+        if self.shown.pause.is_paused() {
+            return info!(AGENT = %self.agent, DISK = %self.disk, "no checkpoint: {reason}");
+        }
+        warn!(
+            MESSAGE_ID = CHECKPOINT_FAILED, AGENT = %self.agent, DISK = %self.disk, "no checkpoint: {reason}"
+        );
+        self.shown.status().last_error = Some(reason);
+        self.show();
+    }
+
+    fn committed(&mut self, checkpoint: &Checkpoint) {
+        self.schedule.committed(self.began.elapsed());
+        let Checkpoint { id, consistency, note, .. } = checkpoint;
+        let (agent, disk) = (&self.agent, &self.disk);
+        let note = if note.is_empty() { String::new() } else { format!(": {note}") };
+        if *consistency == Consistency::Fuzzy {
+            warn!(
+                MESSAGE_ID = CHECKPOINT_FUZZY, AGENT = %agent, DISK = %disk, CHECKPOINT = %id,
+                "checkpoint {id} is fuzzy{note}"
+            );
+        } else {
+            info!(AGENT = %agent, DISK = %disk, CHECKPOINT = %id, "checkpoint {id} ({consistency}){note}");
+        }
+        self.shown.status().last_error = None;
+        self.show();
+        for reply in self.ordered.drain(..) {
+            let _ = reply.send(Ok(*id));
+        }
+        let added = CheckpointAdded { agent: agent.clone(), disk: disk.clone(), id: *id };
+        let _ = self.house.checkpoints.send(added);
     }
 
     fn answer(&mut self, endpoint: Endpoint, message: &DiskDown) {
@@ -253,33 +316,42 @@ impl Worker {
         self.ready = false;
         self.session.detach();
         self.schedule.detached();
-        self.update_status(|status| status.last_error = error.or(status.last_error.take()));
+        // Who waited hears that it will not come.
+        (self.waiting, self.ordered) = (Vec::new(), Vec::new());
+        if error.is_some() {
+            self.shown.status().last_error = error;
+        }
+        self.show();
     }
 
     fn order_if_due(&mut self) {
-        if !self.ready || !self.schedule.take_due(self.began.elapsed()) {
+        if !self.ready || self.shown.pause.is_paused() || !self.schedule.take_due(self.began.elapsed()) {
             return;
         }
         let order = ConfigDown::Sync { disk: self.disk.clone() };
         let sent = self.orders.as_ref().is_some_and(|orders| orders.try_send(order).is_ok());
         debug!(AGENT = %self.agent, DISK = %self.disk, "a sync is ordered");
+        self.ordered.append(&mut self.waiting);
+        self.show();
         if !sent {
+            self.ordered.clear();
             self.schedule.failed(self.began.elapsed());
         }
     }
 
     /// Keeps the progress of long work in the catalogue, once a tick.
     fn note_action(&mut self) {
-        let state = self.status.lock().unwrap_or_else(PoisonError::into_inner).state;
-        let (kind, done_bytes, total_bytes) = match state {
-            DiskState::Copying { done_bytes, total_bytes } => ("copy", done_bytes, total_bytes),
-            DiskState::Comparing => ("compare", 0, 0),
-            DiskState::Syncing => ("sync", 0, 0),
-            DiskState::Idle | DiskState::Detached => return self.close_action(state),
+        let state = self.shown.status().state;
+        let kind = match state {
+            DiskState::Copying => "copy",
+            DiskState::Comparing => "compare",
+            DiskState::Syncing => "sync",
+            _ => return self.close_action(state),
         };
         if self.action.as_ref().is_none_or(|action| action.kind != kind) {
             self.close_action(DiskState::Idle);
         }
+        let (done_bytes, total_bytes) = self.session.copy_progress().unwrap_or_default();
         let now = unix_ms();
         let started_unix_ms = self.action.as_ref().map_or(now, |action| action.started_unix_ms);
         let (kind, state) = (kind.to_owned(), "running".to_owned());
@@ -295,29 +367,38 @@ impl Worker {
 
     fn close_action(&mut self, state: DiskState) {
         if let Some(action) = self.action.take() {
-            let state = if state == DiskState::Detached { "interrupted" } else { "done" }.to_owned();
+            let interrupted = matches!(state, DiskState::Detached | DiskState::Paused);
+            let state = if interrupted { "interrupted" } else { "done" }.to_owned();
             self.put_action(Action { state, updated_unix_ms: unix_ms(), ..action });
             self.action = None;
         }
     }
 
     fn put_action(&mut self, action: Action) {
-        if let Err(error) = self.catalogue.put_action(&self.agent, &self.disk, &action) {
+        if let Err(error) = self.house.catalogue.put_action(&self.agent, &self.disk, &action) {
             warn!(AGENT = %self.agent, DISK = %self.disk, "{error}");
         }
         self.action = Some(action);
     }
 
-    fn update_status(&self, change: impl FnOnce(&mut DiskStatus)) {
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        status.state = match (self.session.is_attached(), self.ready, self.session.copy_progress()) {
-            (false, _, _) => DiskState::Detached,
-            (true, false, Some((done_bytes, total_bytes))) => DiskState::Copying { done_bytes, total_bytes },
-            (true, false, None) => DiskState::Comparing,
+    /// Shows how the disk is doing.
+    fn show(&self) {
+        let copied = self.session.copy_progress().map(|(done, total)| done as f64 / total.max(1) as f64);
+        let mut status = self.shown.status();
+        status.state = match (self.session.is_attached(), self.ready, copied) {
+            (false, ..) => DiskState::Detached,
+            // A checkpoint that is sealed is still committed.
             (true, true, _) if self.schedule.is_ordered() => DiskState::Syncing,
+            _ if self.shown.pause.is_paused() => DiskState::Paused,
+            (true, false, Some(_)) => DiskState::Copying,
+            (true, false, None) => DiskState::Comparing,
             (true, true, _) => DiskState::Idle,
         };
-        status.newest = self.session.newest().cloned().or(status.newest.take());
-        change(&mut status);
+        let scanning = !self.ready && self.session.is_attached();
+        status.progress =
+            if scanning { copied.unwrap_or_else(|| self.session.compare_progress()) } else { 0.0 };
+        status.dirty_bytes = self.session.changed_bytes().unwrap_or(status.dirty_bytes);
+        status.newest = self.session.newest().map(Newest::from).or(status.newest);
+        status.sync_every = Some(*self.every.borrow());
     }
 }

@@ -1,5 +1,6 @@
 //! The role that keeps the replicas: listens, admits agents, and keeps one thread a disk that owns its store.
 
+pub mod config_link;
 pub mod disk;
 pub mod fetch;
 pub mod reattach;
@@ -7,4 +8,3 @@ pub mod registry;
 pub mod schedule;
 pub mod server;
 pub mod session;
-pub mod status;

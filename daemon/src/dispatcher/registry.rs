@@ -1,44 +1,84 @@
-//! Who is connected: one session an agent, one thread a disk.
+//! Who is connected: one session an agent, one thread a disk; and every disk there is something stored of.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use blxrep_dbus::problem::{Problem, ProblemKind};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tracing::error;
 
 use super::disk::{DiskHandle, Input};
 use super::session::DiskSession;
-use super::status::{DiskState, DiskStatus};
-use crate::ids::{AgentId, DiskId, Epoch};
+use crate::checkpoint::chain;
+use crate::ids::{AgentId, CheckpointId, DiskId, Epoch};
+use crate::message_id::DAMAGE_FOUND;
+use crate::pause::{PauseError, Pauses};
+use crate::status::{CheckpointAdded, DiskStatus, Newest, SharedDisk};
+use crate::store::StoreError;
 use crate::store::catalogue::Catalogue;
 use crate::store::files::Files;
+use crate::store::handle::Dir;
+use crate::store::layout::Paths;
+use crate::watchdog::Watchdog;
 use crate::wire::message::{ConfigDown, DiskOffer};
 
 /// The most disks one agent may offer.
 pub const DISKS_MAX: usize = 128;
 
+/// What every disk's thread uses.
+pub struct House {
+    /// The data directory.
+    pub files: Arc<dyn Files>,
+    /// The catalogue of agents and actions.
+    pub catalogue: Arc<Catalogue>,
+    /// The time between checkpoints.
+    pub sync_every: watch::Sender<Duration>,
+    /// Tells of every checkpoint.
+    pub checkpoints: broadcast::Sender<CheckpointAdded>,
+    /// Watches the loops.
+    pub watchdog: Watchdog,
+    /// This run of the dispatcher.
+    pub instance: Epoch,
+}
+
+/// What a connected agent is.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Where it connects from.
+    pub address: SocketAddr,
+    /// Its version of blxrep.
+    pub version: String,
+}
+
 struct Session {
     token: [u8; 16],
     orders: mpsc::Sender<ConfigDown>,
     disks: HashMap<DiskId, DiskOffer>,
+    peer: Peer,
     cut: watch::Sender<bool>,
+}
+
+struct Known {
+    shown: Arc<SharedDisk>,
+    handle: Option<DiskHandle>,
 }
 
 #[derive(Default)]
 struct State {
     sessions: HashMap<AgentId, Session>,
-    disks: HashMap<(AgentId, DiskId), DiskHandle>,
+    disks: HashMap<(AgentId, DiskId), Known>,
 }
 
 /// The connected agents and their disks; what a person may order or ask goes through here.
 pub struct Registry {
-    files: Arc<dyn Files>,
-    catalogue: Arc<Catalogue>,
+    /// What the disks' threads use.
+    pub house: Arc<House>,
     /// The file of the agents that may connect.
     pub agents_file: PathBuf,
-    sync_every: Duration,
-    instance: Epoch,
+    pauses: Pauses,
     state: Mutex<State>,
 }
 
@@ -75,14 +115,42 @@ pub struct Admitted {
 
 impl Registry {
     /// Nobody connected.
-    pub fn new(
-        files: Arc<dyn Files>,
-        catalogue: Arc<Catalogue>,
-        agents_file: PathBuf,
-        sync_every: Duration,
-        instance: Epoch,
-    ) -> Self {
-        Self { files, catalogue, agents_file, sync_every, instance, state: Mutex::default() }
+    pub fn new(house: Arc<House>, agents_file: PathBuf, pauses: Pauses) -> Self {
+        Self { house, agents_file, pauses, state: Mutex::default() }
+    }
+
+    /// Takes in every disk that is stored. Damage is told, and no reason to stop: other disks are sound.
+    ///
+    /// # Errors
+    /// Io.
+    pub fn survey(&self) -> Result<(), StoreError> {
+        let dir = Dir::new(self.house.files.clone());
+        for agent in chain::agents(&dir)? {
+            for disk in chain::disks(&dir, &agent)? {
+                let chain = chain::load(&dir, &Paths::new(agent.clone(), disk.clone()))?;
+                let Some(newest) = chain.newest().map(|member| &member.checkpoint) else { continue };
+                let (device, size_bytes) = (newest.device.clone(), newest.geometry.size_bytes());
+                let mut status = DiskStatus::new(agent.clone(), disk.clone(), device, size_bytes);
+                (status.newest, status.dirty_bytes) = (Some(Newest::from(newest)), 0);
+                if let Some((damage, _)) = &chain.broken {
+                    error!(MESSAGE_ID = DAMAGE_FOUND, AGENT = %agent, DISK = %disk, "{damage}");
+                    status.last_error = Some(damage.to_string());
+                }
+                self.know(&mut self.state(), status);
+            }
+        }
+        Ok(())
+    }
+
+    fn know(&self, state: &mut State, mut status: DiskStatus) -> Arc<SharedDisk> {
+        let key = (status.agent.clone(), status.disk.clone());
+        let known = state.disks.entry(key).or_insert_with_key(|(agent, disk)| {
+            status.sync_every = Some(*self.house.sync_every.borrow());
+            let shown = Arc::new(SharedDisk::new(status));
+            shown.set_paused_by_dispatcher(self.pauses.contains(agent, disk));
+            Known { shown, handle: None }
+        });
+        known.shown.clone()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -90,23 +158,70 @@ impl Registry {
     }
 
     /// Takes an agent's place; `None` if it is taken already.
-    pub fn enter(self: &Arc<Self>, agent: &AgentId, token: [u8; 16]) -> Option<Place> {
+    pub fn enter(self: &Arc<Self>, agent: &AgentId, token: [u8; 16], address: SocketAddr) -> Option<Place> {
         let mut state = self.state();
         if state.sessions.contains_key(agent) {
             return None;
         }
         let (orders_tx, orders) = mpsc::channel(2 * DISKS_MAX);
         let (cut_tx, cut) = watch::channel(false);
-        let session = Session { token, orders: orders_tx, disks: HashMap::new(), cut: cut_tx };
+        let peer = Peer { address, version: String::new() };
+        let session = Session { token, orders: orders_tx, disks: HashMap::new(), peer, cut: cut_tx };
         state.sessions.insert(agent.clone(), session);
         Some(Place { registry: self.clone(), agent: agent.clone(), token, cut, orders })
     }
 
-    /// Remembers the disks an agent offers in this session.
-    pub fn offer(&self, agent: &AgentId, disks: Vec<DiskOffer>) {
-        if let Some(session) = self.state().sessions.get_mut(agent) {
+    /// Remembers the disks an agent offers in this session; gives those of the agent that are paused here.
+    pub fn offer(&self, agent: &AgentId, version: String, disks: Vec<DiskOffer>) -> Vec<DiskId> {
+        let mut state = self.state();
+        for offer in &disks {
+            let size_bytes = offer.geometry.size_bytes();
+            let status = DiskStatus::new(agent.clone(), offer.disk.clone(), offer.device.clone(), size_bytes);
+            let shown = self.know(&mut state, status);
+            shown.status().device.clone_from(&offer.device);
+        }
+        if let Some(session) = state.sessions.get_mut(agent) {
+            session.peer.version = version;
             session.disks = disks.into_iter().map(|offer| (offer.disk.clone(), offer)).collect();
         }
+        self.pauses.of(agent)
+    }
+
+    /// Takes in which disks an agent's host pauses.
+    pub fn paused_by_agent(&self, agent: &AgentId, paused: &[DiskId]) {
+        for known in self.state().disks.values().filter(|known| known.shown.agent == *agent) {
+            let pause = paused.contains(&known.shown.id);
+            let resumed = known.shown.status().paused_by_agent && !pause;
+            known.shown.set_paused_by_agent(pause);
+            known.tell_resumed(resumed);
+        }
+    }
+
+    /// Pauses or resumes disks here, durably, and tells their agents; gives those that this changed.
+    ///
+    /// # Errors
+    /// When that cannot be kept.
+    pub fn set_paused(
+        &self,
+        disks: Vec<(AgentId, DiskId)>,
+        pause: bool,
+    ) -> Result<Vec<(AgentId, DiskId)>, PauseError> {
+        let changed = self.pauses.set(disks, pause)?;
+        let state = self.state();
+        for known in changed.iter().filter_map(|key| state.disks.get(key)) {
+            known.shown.set_paused_by_dispatcher(pause);
+            known.tell_resumed(!pause);
+        }
+        for (agent, session) in &state.sessions {
+            if changed.iter().any(|(of, _)| of == agent) {
+                let told = session.orders.try_send(ConfigDown::Paused(self.pauses.of(agent))).is_ok();
+                if !told {
+                    // It hears it when it connects again.
+                    let _ = session.cut.send(true);
+                }
+            }
+        }
+        Ok(changed)
     }
 
     /// Finds or starts the thread of a disk that was offered in this session.
@@ -120,56 +235,56 @@ impl Registry {
             sessions.get(agent).filter(|s| subtle::ConstantTimeEq::ct_eq(&s.token[..], token).into());
         let session = session.ok_or("this session is over: connect to /ws/config first")?;
         let offer = session.disks.get(disk).ok_or("this disk was not offered in the hello")?;
-        let key = (agent.clone(), disk.clone());
-        let handle = match disks.get(&key) {
-            Some(handle) if !handle.queue.is_closed() => handle.clone(),
-            _ if disks.keys().filter(|(of, _)| of == agent).count() >= 2 * DISKS_MAX => {
+        let threads = disks.iter().filter(|((of, _), known)| of == agent && known.handle.is_some()).count();
+        let known = disks.get_mut(&(agent.clone(), offer.disk.clone()));
+        let known = known.ok_or("this disk was not offered in the hello")?;
+        let handle = match known.handle.take().filter(|handle| !handle.queue.is_closed()) {
+            Some(handle) => handle,
+            None if threads >= 2 * DISKS_MAX => {
                 return Err("too many different disks since the dispatcher started".to_owned());
             }
-            _ => {
-                let handle = self.start(agent, offer).map_err(|e| format!("no thread for the disk: {e}"))?;
-                disks.insert(key, handle.clone());
-                handle
-            }
+            None => self.start(&known.shown).map_err(|e| format!("no thread for the disk: {e}"))?,
         };
+        known.handle = Some(handle.clone());
         Ok(Admitted { disk: handle, orders: session.orders.clone(), cut: session.cut.subscribe() })
     }
 
-    fn start(&self, agent: &AgentId, offer: &DiskOffer) -> std::io::Result<DiskHandle> {
-        let session = DiskSession::new(self.files.clone(), agent.clone(), offer.disk.clone(), self.instance);
-        let status = DiskStatus {
-            agent: agent.clone(),
-            disk: offer.disk.clone(),
-            device: offer.device.clone(),
-            state: DiskState::Detached,
-            newest: None,
-            last_error: None,
-        };
-        DiskHandle::spawn(session, status, self.sync_every, self.catalogue.clone())
+    fn start(&self, shown: &Arc<SharedDisk>) -> std::io::Result<DiskHandle> {
+        let House { files, instance, .. } = &*self.house;
+        let session = DiskSession::new(files.clone(), shown.agent.clone(), shown.id.clone(), *instance);
+        DiskHandle::spawn(session, shown.clone(), self.house.clone())
     }
 
     /// The agents that are connected.
-    pub fn agents(&self) -> Vec<AgentId> {
-        let mut agents: Vec<AgentId> = self.state().sessions.keys().cloned().collect();
-        agents.sort();
-        agents
+    pub fn agents(&self) -> HashMap<AgentId, Peer> {
+        self.state().sessions.iter().map(|(agent, session)| (agent.clone(), session.peer.clone())).collect()
     }
 
-    /// How every disk is doing that was seen since the dispatcher started.
+    /// How every disk is doing that is stored or was seen since the dispatcher started.
     pub fn disks(&self) -> Vec<DiskStatus> {
-        let handles: Vec<DiskHandle> = self.state().disks.values().cloned().collect();
-        let mut disks: Vec<DiskStatus> = handles.iter().map(DiskHandle::status).collect();
+        let mut disks: Vec<_> =
+            self.state().disks.values().map(|known| known.shown.status().clone()).collect();
         disks.sort_by(|a, b| (&a.agent, &a.disk).cmp(&(&b.agent, &b.disk)));
         disks
     }
 
-    /// Orders a checkpoint of a disk now; false if the disk is not known.
-    pub async fn sync(&self, agent: &AgentId, disk: &DiskId) -> bool {
-        let handle = self.state().disks.get(&(agent.clone(), disk.clone())).cloned();
+    /// Orders a checkpoint of a disk now. The receiver tells what became of it, and ends if the connection breaks.
+    pub async fn sync(
+        &self,
+        agent: &AgentId,
+        disk: &DiskId,
+    ) -> oneshot::Receiver<Result<CheckpointId, Problem>> {
+        let (reply, receiver) = oneshot::channel();
+        let handle = self.state().disks.get(&(agent.clone(), disk.clone())).and_then(|d| d.handle.clone());
         match handle {
-            Some(handle) => handle.queue.send(Input::SyncNow).await.is_ok(),
-            None => false,
+            // A thread that has ended drops the reply.
+            Some(handle) => drop(handle.queue.send(Input::SyncNow(reply)).await),
+            None => {
+                let text = format!("{agent}'s disk {disk} is not connected: see 'blxctl status'");
+                let _ = reply.send(Err(Problem::new(ProblemKind::NotConnected, text)));
+            }
         }
+        receiver
     }
 
     /// Ends an agent's session; it may connect again if it is still enrolled.
@@ -181,13 +296,24 @@ impl Registry {
 
     /// Ends every session and every disk's thread, everything received made durable. Blocks: not for async threads.
     pub fn stop(&self) {
-        for agent in self.agents() {
-            self.cut(&agent);
+        for agent in self.agents().keys() {
+            self.cut(agent);
         }
-        let disks: Vec<DiskHandle> = self.state().disks.drain().map(|(_, handle)| handle).collect();
+        let disks: Vec<DiskHandle> =
+            self.state().disks.drain().filter_map(|(_, known)| known.handle).collect();
         for disk in &disks {
             let _ = disk.queue.blocking_send(Input::Stop);
         }
         disks.iter().for_each(DiskHandle::join);
+    }
+}
+
+impl Known {
+    /// A checkpoint is due when a pause ends.
+    fn tell_resumed(&self, resumed: bool) {
+        if let (true, Some(handle)) = (resumed, &self.handle) {
+            // A full queue means that the disk is at work; its next checkpoint comes in its time.
+            let _ = handle.queue.try_send(Input::Resumed);
+        }
     }
 }

@@ -11,12 +11,14 @@ pub struct Schedule {
     every: Duration,
     due: Duration,
     ordered: bool,
+    /// One more is wanted as soon as the ordered one has ended.
+    again: bool,
 }
 
 impl Schedule {
     /// A disk whose first sync is due at once.
     pub fn new(every: Duration) -> Self {
-        Self { every, due: Duration::ZERO, ordered: false }
+        Self { every, due: Duration::ZERO, ordered: false, again: false }
     }
 
     /// Whether a sync is to be ordered now; it is then taken as ordered.
@@ -26,9 +28,16 @@ impl Schedule {
         due
     }
 
-    /// Makes the next sync due at once.
+    /// Changes the time between syncs, from the next one on.
+    pub fn set_every(&mut self, every: Duration) {
+        self.due = self.due.min(self.due.saturating_sub(self.every) + every);
+        self.every = every;
+    }
+
+    /// Makes a sync due at once; where one is under way, another behind it.
     pub fn hurry(&mut self) {
         self.due = Duration::ZERO;
+        self.again = self.ordered;
     }
 
     /// Whether a sync is under way.
@@ -40,13 +49,20 @@ impl Schedule {
     pub fn committed(&mut self, now: Duration) {
         let next = self.due + self.every;
         self.due = if next > now { next } else { now + self.every };
-        self.ordered = false;
+        self.ended(now);
     }
 
     /// The ordered sync failed.
     pub fn failed(&mut self, now: Duration) {
         self.due = now + self.every.min(RETRY);
+        self.ended(now);
+    }
+
+    fn ended(&mut self, now: Duration) {
         self.ordered = false;
+        if std::mem::take(&mut self.again) {
+            self.due = now;
+        }
     }
 
     /// The connection broke: whatever was ordered is due again when the disk is back.
@@ -76,5 +92,27 @@ mod tests {
         assert!(schedule.take_due(134 * SECOND));
         schedule.detached();
         assert!(schedule.take_due(135 * SECOND));
+    }
+
+    #[test]
+    fn what_is_wanted_during_a_sync_comes_behind_it() {
+        let mut schedule = Schedule::new(100 * SECOND);
+        assert!(schedule.take_due(SECOND));
+        schedule.hurry();
+        assert!(!schedule.take_due(2 * SECOND));
+        schedule.committed(3 * SECOND);
+        assert!(schedule.take_due(3 * SECOND));
+        schedule.committed(4 * SECOND);
+        assert!(!schedule.take_due(5 * SECOND));
+    }
+
+    #[test]
+    fn a_new_period_counts_from_the_last_sync() {
+        let mut schedule = Schedule::new(100 * SECOND);
+        assert!(schedule.take_due(SECOND));
+        schedule.committed(SECOND);
+        schedule.set_every(10 * SECOND);
+        assert!(!schedule.take_due(9 * SECOND));
+        assert!(schedule.take_due(10 * SECOND));
     }
 }

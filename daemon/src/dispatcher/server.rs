@@ -8,20 +8,17 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
+use super::config_link;
 use super::disk::Input;
-use super::registry::{Admitted, DISKS_MAX, Place, Registry};
-use crate::clock::unix_ms;
+use super::registry::{Admitted, Place, Registry};
 use crate::ids::{AgentId, DiskId};
-use crate::store::catalogue::{AgentEntry, Catalogue, CatalogueError};
 use crate::wire::Endpoint;
-use crate::wire::frame::{decode_message, encode_message};
 use crate::wire::header;
 use crate::wire::key::{Agents, Secret, unhex};
-use crate::wire::message::{ConfigDown, ConfigUp, cut_text};
 use crate::wire::pump::{OUTBOUND_MAX_FRAMES, pump};
 use crate::wire::socket::{Refusal, ServerSocket, Upgrade, accept};
 
@@ -29,15 +26,11 @@ use crate::wire::socket::{Refusal, ServerSocket, Upgrade, accept};
 const CONNECTIONS_MAX: usize = 2048;
 /// How often the agents file is looked at while agents are connected.
 const AGENTS_CHECK: Duration = Duration::from_secs(2);
-/// The longest footprint, as JSON.
-const FOOTPRINT_MAX_BYTES: usize = 512 << 10;
 
 /// What a connection needs.
 pub struct Server {
     /// Who is connected.
     pub registry: Arc<Registry>,
-    /// The catalogue of agents.
-    pub catalogue: Arc<Catalogue>,
     /// The data directory, for reading checkpoints.
     pub data_dir: PathBuf,
     /// TLS.
@@ -92,14 +85,14 @@ impl Server {
             Ok(Err(error)) => return warn!("nobody is admitted: {error}"),
             Err(_) => return,
         };
-        let admit = |upgrade: &Upgrade| self.admit(&agents, upgrade);
+        let admit = |upgrade: &Upgrade| self.admit(&agents, upgrade, peer);
         let (socket, endpoint, entry) = match accept(tcp, &self.acceptor, peer.ip(), admit).await {
             Ok(accepted) => accepted,
             Err(error) => return warn!("{peer}: {error}"),
         };
         debug!("{peer}: connected to {endpoint}");
         match entry {
-            Entry::Config(place) => self.config(socket, place, peer).await,
+            Entry::Config(place) => config_link::serve(&self, socket, place, peer).await,
             Entry::Disk(admitted, link) => disk(socket, endpoint, *admitted, link, peer).await,
             Entry::Restore(agent, disk, cut) => {
                 super::fetch::serve(socket, self.data_dir.clone(), agent, disk, cut).await;
@@ -107,7 +100,7 @@ impl Server {
         }
     }
 
-    fn admit(&self, agents: &Agents, upgrade: &Upgrade) -> Result<Entry, Refusal> {
+    fn admit(&self, agents: &Agents, upgrade: &Upgrade, peer: SocketAddr) -> Result<Entry, Refusal> {
         let refuse = |status, reason: String| {
             let who = upgrade.header(header::AGENT).unwrap_or("?").escape_default().to_string();
             warn!(AGENT = %who, "refused on {}: {reason}", upgrade.endpoint);
@@ -128,7 +121,7 @@ impl Server {
         }
         if upgrade.endpoint == Endpoint::Config {
             let token = random_token().map_err(|e| refuse(500, e.to_string()))?;
-            let place = self.registry.enter(&agent, token);
+            let place = self.registry.enter(&agent, token, peer);
             let taken = || refuse(409, format!("agent {agent} is connected already"));
             return place.map(Entry::Config).ok_or_else(taken);
         }
@@ -143,88 +136,6 @@ impl Server {
         let link = link.ok_or_else(|| refuse(400, "no link number".to_owned()))?;
         Ok(Entry::Disk(Box::new(admitted), link))
     }
-
-    async fn config(&self, socket: ServerSocket, mut place: Place, peer: SocketAddr) {
-        let mut cut = place.cut.clone();
-        let (out, outbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
-        let (inbox, mut inbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
-        let deliver = move |frame| {
-            let inbox = inbox.clone();
-            async move { inbox.send(frame).await.is_ok() }
-        };
-        // A task of its own: what is sent below must drain while this loop waits to send. Ends with this function.
-        let mut pumping = JoinSet::new();
-        pumping.spawn(pump(socket, outbound, deliver));
-        let agent = place.agent.clone();
-        let end = loop {
-            let frame = tokio::select! {
-                end = pumping.join_next() => break end.and_then(Result::ok).map_or(String::new(), |end| end.to_string()),
-                () = turned(&mut cut) => break "cut off here".to_owned(),
-                Some(frame) = inbound.recv() => self.config_frame(&place, &frame, peer).await,
-                Some(order) = place.orders.recv() => Ok(Some(order)),
-            };
-            match frame {
-                Ok(None) => {}
-                Ok(Some(answer)) => match encode_message(&answer) {
-                    Ok(bytes) => {
-                        tokio::select! {
-                            _ = out.send(bytes) => {}
-                            () = turned(&mut cut) => break "cut off here".to_owned(),
-                        }
-                    }
-                    Err(error) => break error.to_string(),
-                },
-                Err(reason) => break reason,
-            }
-        };
-        info!(AGENT = %agent, "agent {agent} ({peer}) is gone: {end}");
-    }
-
-    async fn config_frame(
-        &self,
-        place: &Place,
-        frame: &[u8],
-        peer: SocketAddr,
-    ) -> Result<Option<ConfigDown>, String> {
-        let agent = &place.agent;
-        match decode_message(frame).map_err(|e| e.to_string())? {
-            ConfigUp::Hello { software, boot_id, disks } => {
-                if disks.is_empty() || disks.len() > DISKS_MAX {
-                    return Err(format!("an agent has 1 to {DISKS_MAX} disks, not {}", disks.len()));
-                }
-                let names: Vec<&str> = disks.iter().map(|offer| offer.device.as_str()).collect();
-                let (software, boot_id) = (software.escape_default(), boot_id.escape_default());
-                let names = names.join(", ").escape_default().to_string();
-                info!(AGENT = %agent, "agent {agent} ({peer}) with {names}; blxrep {software}, boot {boot_id}");
-                self.registry.offer(agent, disks);
-                Ok(Some(ConfigDown::Welcome { session: place.token }))
-            }
-            ConfigUp::Footprint(json) => {
-                if json.len() > FOOTPRINT_MAX_BYTES {
-                    return Err("a footprint that is too long".to_owned());
-                }
-                let footprint =
-                    serde_json::from_str(&json).map_err(|e| format!("a footprint that is no JSON: {e}"))?;
-                let (catalogue, of) = (self.catalogue.clone(), agent.clone());
-                let kept = spawn_blocking(move || keep_footprint(&catalogue, &of, footprint)).await;
-                if let Ok(Err(error)) = kept {
-                    warn!(AGENT = %agent, "its footprint is not kept: {}", cut_text(error.to_string()));
-                }
-                Ok(None)
-            }
-        }
-    }
-}
-
-fn keep_footprint(
-    catalogue: &Catalogue,
-    agent: &AgentId,
-    footprint: serde_json::Value,
-) -> Result<(), CatalogueError> {
-    let now = unix_ms();
-    let first_seen_unix_ms =
-        catalogue.agent(agent).ok().flatten().map_or(now, |entry| entry.first_seen_unix_ms);
-    catalogue.put_agent(agent, &AgentEntry { footprint, first_seen_unix_ms, last_seen_unix_ms: now })
 }
 
 async fn disk(socket: ServerSocket, endpoint: Endpoint, admitted: Admitted, number: u64, peer: SocketAddr) {
@@ -258,7 +169,7 @@ async fn watch_agents(registry: Arc<Registry>, mut stop: watch::Receiver<bool>) 
         }
         let path = registry.agents_file.clone();
         let Ok(Ok(agents)) = spawn_blocking(move || Agents::load(&path)).await else { continue };
-        for agent in registry.agents().into_iter().filter(|agent| !agents.contains(agent)) {
+        for agent in registry.agents().into_keys().filter(|agent| !agents.contains(agent)) {
             warn!(AGENT = %agent, "agent {agent} is not in the agents file any more: cut off");
             registry.cut(&agent);
         }

@@ -12,7 +12,9 @@ use super::reattach::{self, Reason};
 use crate::checkpoint::Checkpoint;
 use crate::geometry::Geometry;
 use crate::ids::{AgentId, CheckpointId, DiskId, Epoch};
+use crate::message_id::GAP_FOUND;
 use crate::run::Run;
+use crate::status::Newest;
 use crate::store::StoreError;
 use crate::store::disk_store::{DiskStore, Seal};
 use crate::store::files::Files;
@@ -68,6 +70,8 @@ struct Attachment {
     device: String,
     epoch: Epoch,
     scanning: bool,
+    /// Groups that were asked for in a compare.
+    compared_groups: u64,
     /// Highest sequence number received, and acknowledged, on snapshot and live.
     received: [u64; 2],
     acked: [u64; 2],
@@ -111,6 +115,21 @@ impl DiskSession {
         let copy = self.store.as_ref()?.copy()?;
         let total = copy.geometry.size_bytes();
         Some(((copy.groups_present << crate::geometry::GROUP_SHIFT).min(total), total))
+    }
+
+    /// How far a compare is, from 0 to 1.
+    pub fn compare_progress(&self) -> f64 {
+        self.attachment.as_ref().map_or(0.0, |a| a.compared_groups as f64 / a.geometry.groups().max(1) as f64)
+    }
+
+    /// Bytes reported changed since the newest checkpoint; all of the disk if there is none.
+    pub fn changed_bytes(&self) -> Option<u64> {
+        let store = self.store.as_ref()?;
+        let geometry = store.geometry()?;
+        Some(match store.newest() {
+            Some(_) => store.changed_blocks() << geometry.block_shift(),
+            None => geometry.size_bytes(),
+        })
     }
 
     /// The connection is gone. What it had sent is made durable, so that it need not be sent again.
@@ -202,16 +221,26 @@ impl DiskSession {
         }
         let resumes = resumes && !std::mem::take(&mut self.distrust);
         let store = self.store()?;
-        let newest = store.newest().map(|c| c.id);
+        let newest = store.newest().map(Newest::from);
         let next_seq = store.last_seq() + 1;
         self.comparing = reason.map(|_| claim.epoch);
         let scanning = plan != Plan::Continue;
         let acked = [next_seq - 1; 2];
         if let Some(why) = gap {
-            warn!(AGENT = %self.agent, DISK = %self.disk, "gap: {why}; the whole disk is compared");
+            warn!(
+                MESSAGE_ID = GAP_FOUND, AGENT = %self.agent, DISK = %self.disk,
+                "gap: {why}; the whole disk is compared"
+            );
         }
-        self.attachment =
-            Some(Attachment { geometry, device, epoch: claim.epoch, scanning, received: acked, acked });
+        self.attachment = Some(Attachment {
+            geometry,
+            device,
+            epoch: claim.epoch,
+            scanning,
+            compared_groups: 0,
+            received: acked,
+            acked,
+        });
         info!(AGENT = %self.agent, DISK = %self.disk, "attached: {}", describe(plan));
         let attached = DiskDown::Attached {
             plan,
@@ -298,6 +327,7 @@ impl DiskSession {
                         "digests of groups that are not on the disk".to_owned(),
                     ));
                 }
+                attachment.compared_groups = first_group;
                 let digests = store.digests(first_group, u64::from(count))?;
                 Ok(vec![Event::Answer(Endpoint::Snapshot, DiskDown::Digests { first_group, digests })])
             }

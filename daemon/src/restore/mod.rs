@@ -21,6 +21,8 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use blxrep_dbus::problem::ProblemKind;
+
 use crate::store::{Damage, StoreError};
 
 /// What kind of error it is, for the exit status.
@@ -92,6 +94,16 @@ impl RestoreError {
             Self::NotFound(_) => ErrorClass::NotFound,
             Self::Damaged(_) => ErrorClass::Damaged,
             Self::Store(_) | Self::Output { .. } | Self::ReadBack { .. } => ErrorClass::Io,
+        }
+    }
+
+    /// What it is called on the bus.
+    pub fn kind(&self) -> ProblemKind {
+        match self {
+            Self::Usage(_) => ProblemKind::InvalidArgument,
+            Self::NotFound(_) => ProblemKind::NoSuchCheckpoint,
+            Self::Damaged(_) => ProblemKind::Damaged,
+            Self::Store(_) | Self::Output { .. } | Self::ReadBack { .. } => ProblemKind::Failed,
         }
     }
 

@@ -286,7 +286,12 @@ impl DiskStore {
         })
     }
 
-    /// Blocks reported changed since the last checkpoint that the open delta does not hold: what is exposed.
+    /// Blocks reported changed since the last checkpoint.
+    pub fn changed_blocks(&self) -> u64 {
+        self.journal.as_ref().map_or(0, |journal| journal.state().reported.len())
+    }
+
+    /// Those of them that the open delta does not hold: what a commit now would lack.
     pub fn exposed_blocks(&self) -> u64 {
         let Some(journal) = &self.journal else { return 0 };
         let mut left = journal.state().reported.clone();

@@ -7,6 +7,7 @@
 //! No message lets an agent delete or change what is stored, or name anything of another agent: what a message
 //! speaks of is always the disk its connection was opened for.
 
+use blxrep_dbus::problem::ProblemKind;
 use serde::{Deserialize, Serialize};
 
 use crate::bitmap::Extent;
@@ -14,6 +15,8 @@ use crate::checkpoint::Consistency;
 use crate::geometry::Geometry;
 use crate::hash::{BlockHash, GroupDigest};
 use crate::ids::{CheckpointId, DiskId, Epoch};
+use crate::restore::ShowRow;
+use crate::status::Newest;
 use crate::tracker::{Claim, Gap};
 
 /// The most extents in one [`DiskUp::Changed`].
@@ -22,6 +25,10 @@ pub const CHANGED_MAX_EXTENTS: usize = 4096;
 pub const DIGESTS_MAX: u32 = 4096;
 /// The longest text in a message, in bytes; longer ones are cut.
 pub const TEXT_MAX_BYTES: usize = 1000;
+/// The most checkpoints in one [`Answer::Checkpoints`].
+pub const ROWS_MAX: usize = 256;
+/// The most questions of one agent without an answer.
+pub const QUESTIONS_MAX: usize = 64;
 
 /// Cuts a text to [`TEXT_MAX_BYTES`] at a character's border.
 pub fn cut_text(mut text: String) -> String {
@@ -54,6 +61,58 @@ pub enum ConfigUp {
     },
     /// What the host is, as JSON.
     Footprint(String),
+    /// The disks that are paused on the agent's host: all of them, after the welcome and after every change.
+    Paused(Vec<DiskId>),
+    /// Asks for something that has one [`ConfigDown::Answer`].
+    Ask {
+        /// A number of the agent's choice, not used by another question without its answer.
+        request: u32,
+        /// What.
+        question: Question,
+    },
+}
+
+/// What an agent may ask. All of it is about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Question {
+    /// The checkpoints of its disks, from minute `start` to minute `end` (`YYYYMMDDHHMM` as a number).
+    Show {
+        /// Only this disk, by id or device name.
+        disk: Option<String>,
+        /// The first minute.
+        start: Option<u64>,
+        /// The last minute.
+        end: Option<u64>,
+    },
+    /// A checkpoint now; answered when it is committed or has failed.
+    Sync {
+        /// Which disk.
+        disk: DiskId,
+    },
+}
+
+/// The answer to a question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// Checkpoints.
+    Checkpoints {
+        /// At most [`ROWS_MAX`].
+        rows: Vec<ShowRow>,
+        /// Whether another answer with more of them follows.
+        more: bool,
+    },
+    /// The checkpoint that was asked for is committed.
+    Synced {
+        /// Its id.
+        id: CheckpointId,
+    },
+    /// It cannot be done.
+    Refused {
+        /// What kind of error it is.
+        kind: ProblemKind,
+        /// Why, a sentence that says what to do.
+        reason: String,
+    },
 }
 
 /// Dispatcher to agent on `/ws/config`.
@@ -68,6 +127,15 @@ pub enum ConfigDown {
     Sync {
         /// Which disk.
         disk: DiskId,
+    },
+    /// The disks of this agent that are paused on the dispatcher: all of them, before the welcome and after every change.
+    Paused(Vec<DiskId>),
+    /// Answers [`ConfigUp::Ask`].
+    Answer {
+        /// The question's number.
+        request: u32,
+        /// The answer.
+        answer: Answer,
     },
 }
 
@@ -145,7 +213,7 @@ pub enum DiskDown {
         /// Whether a compare of this run goes on where it was.
         resumes: bool,
         /// The newest checkpoint.
-        newest: Option<CheckpointId>,
+        newest: Option<Newest>,
         /// Sequence numbers of this attachment begin here.
         next_seq: u64,
         /// The most bytes of frames that may be sent and not acknowledged.

@@ -1,0 +1,194 @@
+//! `/ws/config`: an agent's session, from its hello to its end. It says what it has, asks, and takes orders.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use blxrep_dbus::problem::ProblemKind;
+use tokio::sync::mpsc;
+use tokio::task::{JoinSet, spawn_blocking};
+use tracing::{info, warn};
+
+use super::registry::{DISKS_MAX, Place};
+use super::server::{Server, turned};
+use crate::clock::unix_ms;
+use crate::ids::AgentId;
+use crate::message_id::AGENT_LOST;
+use crate::restore;
+use crate::store::catalogue::{AgentEntry, Catalogue, CatalogueError};
+use crate::wire::frame::{decode_message, encode_message};
+use crate::wire::message::{Answer, ConfigDown, ConfigUp, QUESTIONS_MAX, Question, ROWS_MAX, cut_text};
+use crate::wire::pump::{OUTBOUND_MAX_FRAMES, pump};
+use crate::wire::socket::ServerSocket;
+
+/// The longest footprint, as JSON.
+const FOOTPRINT_MAX_BYTES: usize = 512 << 10;
+
+/// Serves one session until it ends.
+pub(super) async fn serve(server: &Arc<Server>, socket: ServerSocket, mut place: Place, peer: SocketAddr) {
+    let mut cut = place.cut.clone();
+    let (out, outbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
+    let (inbox, mut inbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
+    let deliver = move |frame| {
+        let inbox = inbox.clone();
+        async move { inbox.send(frame).await.is_ok() }
+    };
+    // A task of its own: what is sent below must drain while this loop waits to send. Ends with this function.
+    let mut pumping = JoinSet::new();
+    pumping.spawn(pump(socket, outbound, deliver));
+    let agent = place.agent.clone();
+    let mut link = Link { server, agent: agent.clone(), peer, out, answering: JoinSet::new() };
+    let end = loop {
+        let handled = tokio::select! {
+            end = pumping.join_next() => break end.and_then(Result::ok).map_or(String::new(), |end| end.to_string()),
+            () = turned(&mut cut) => break "cut off here".to_owned(),
+            Some(frame) = inbound.recv() => link.frame(place.token, &frame).await,
+            Some(order) = place.orders.recv() => link.send(order).await,
+            Some(_) = link.answering.join_next() => Ok(()),
+        };
+        if let Err(reason) = handled {
+            break reason;
+        }
+    };
+    warn!(MESSAGE_ID = AGENT_LOST, AGENT = %agent, "agent {agent} ({peer}) is gone: {end}");
+    let catalogue = server.registry.house.catalogue.clone();
+    let _ = spawn_blocking(move || note_agent(&catalogue, &agent, None)).await;
+}
+
+struct Link<'a> {
+    server: &'a Arc<Server>,
+    agent: AgentId,
+    peer: SocketAddr,
+    out: mpsc::Sender<Vec<u8>>,
+    answering: JoinSet<()>,
+}
+
+impl Link<'_> {
+    async fn send(&self, message: ConfigDown) -> Result<(), String> {
+        send(&self.out, message).await
+    }
+
+    async fn frame(&mut self, token: [u8; 16], frame: &[u8]) -> Result<(), String> {
+        let (registry, agent) = (&self.server.registry, &self.agent);
+        match decode_message(frame).map_err(|e| e.to_string())? {
+            ConfigUp::Hello { software, boot_id, disks } => {
+                if disks.is_empty() || disks.len() > DISKS_MAX {
+                    return Err(format!("an agent has 1 to {DISKS_MAX} disks, not {}", disks.len()));
+                }
+                let names: Vec<&str> = disks.iter().map(|offer| offer.device.as_str()).collect();
+                let version = cut_text(software.escape_default().to_string());
+                let (peer, boot_id) = (self.peer, boot_id.escape_default());
+                let names = names.join(", ").escape_default().to_string();
+                info!(AGENT = %agent, "agent {agent} ({peer}) with {names}; blxrep {version}, boot {boot_id}");
+                let paused = registry.offer(agent, version, disks);
+                // First: nothing of a paused disk is to be sent.
+                self.send(ConfigDown::Paused(paused)).await?;
+                self.send(ConfigDown::Welcome { session: token }).await
+            }
+            ConfigUp::Footprint(json) => self.footprint(&json).await,
+            ConfigUp::Paused(disks) => {
+                registry.paused_by_agent(agent, &disks);
+                Ok(())
+            }
+            ConfigUp::Ask { .. } if self.answering.len() >= QUESTIONS_MAX => {
+                Err("too many questions at once".to_owned())
+            }
+            ConfigUp::Ask { request, question } => {
+                self.answering.spawn(answer(
+                    self.server.clone(),
+                    agent.clone(),
+                    request,
+                    question,
+                    self.out.clone(),
+                ));
+                Ok(())
+            }
+        }
+    }
+
+    async fn footprint(&self, json: &str) -> Result<(), String> {
+        if json.len() > FOOTPRINT_MAX_BYTES {
+            return Err("a footprint that is too long".to_owned());
+        }
+        let footprint =
+            serde_json::from_str(json).map_err(|e| format!("a footprint that is no JSON: {e}"))?;
+        let (catalogue, of) = (self.server.registry.house.catalogue.clone(), self.agent.clone());
+        let kept = spawn_blocking(move || note_agent(&catalogue, &of, Some(footprint))).await;
+        if let Ok(Err(error)) = kept {
+            warn!(AGENT = %self.agent, "its footprint is not kept: {}", cut_text(error.to_string()));
+        }
+        Ok(())
+    }
+}
+
+async fn send(out: &mpsc::Sender<Vec<u8>>, message: ConfigDown) -> Result<(), String> {
+    let bytes = encode_message(&message).map_err(|e| e.to_string())?;
+    // A connection that is gone is noticed by the loop.
+    let _ = out.send(bytes).await;
+    Ok(())
+}
+
+/// Answers one question; only ever about the agent that asks.
+async fn answer(
+    server: Arc<Server>,
+    agent: AgentId,
+    request: u32,
+    question: Question,
+    out: mpsc::Sender<Vec<u8>>,
+) {
+    let answers = match question {
+        Question::Show { disk, start, end } => {
+            let data_dir = server.data_dir.clone();
+            spawn_blocking(move || show(data_dir, &agent, disk, start, end)).await.unwrap_or_default()
+        }
+        Question::Sync { disk } => {
+            let done = server.registry.sync(&agent, &disk).await.await;
+            vec![match done {
+                Ok(Ok(id)) => Answer::Synced { id },
+                Ok(Err(problem)) => Answer::Refused { kind: problem.kind, reason: cut_text(problem.message) },
+                Err(_) => {
+                    let reason = "the connection of the disk broke meanwhile: try again".to_owned();
+                    Answer::Refused { kind: ProblemKind::NotConnected, reason }
+                }
+            }]
+        }
+    };
+    for answer in answers {
+        if let Err(error) = send(&out, ConfigDown::Answer { request, answer }).await {
+            return warn!("an answer is not sent: {error}");
+        }
+    }
+}
+
+fn show(
+    data_dir: PathBuf,
+    agent: &AgentId,
+    disk: Option<String>,
+    start: Option<u64>,
+    end: Option<u64>,
+) -> Vec<Answer> {
+    let mut rows = match restore::show(&data_dir, agent, disk.as_deref(), start, end) {
+        Ok(rows) => rows,
+        Err(error) => {
+            return vec![Answer::Refused { kind: error.kind(), reason: cut_text(error.to_string()) }];
+        }
+    };
+    rows.iter_mut().for_each(|row| row.note = cut_text(std::mem::take(&mut row.note)));
+    let mut answers: Vec<Answer> =
+        rows.chunks(ROWS_MAX).map(|rows| Answer::Checkpoints { rows: rows.to_vec(), more: true }).collect();
+    answers.push(Answer::Checkpoints { rows: Vec::new(), more: false });
+    answers
+}
+
+/// Keeps that an agent was seen now, and its footprint if it sent one.
+fn note_agent(
+    catalogue: &Catalogue,
+    agent: &AgentId,
+    footprint: Option<serde_json::Value>,
+) -> Result<(), CatalogueError> {
+    let now = unix_ms();
+    let entry = catalogue.agent(agent).ok().flatten();
+    let first_seen_unix_ms = entry.as_ref().map_or(now, |entry| entry.first_seen_unix_ms);
+    let footprint = footprint.or(entry.map(|entry| entry.footprint)).unwrap_or_default();
+    catalogue.put_agent(agent, &AgentEntry { footprint, first_seen_unix_ms, last_seen_unix_ms: now })
+}

@@ -1,0 +1,16 @@
+//! The journal's MESSAGE_ID of every event an operator would alert on (systemd.journal-fields(7)).
+//!
+//! `journalctl MESSAGE_ID=<id>` finds them, whatever their text says. They never change. README.md lists them.
+
+/// Changes may have been missed: the disk is compared whole.
+pub const GAP_FOUND: &str = "5538cbccf1f3429db1be4ac787417fde";
+/// A checkpoint is no point in time.
+pub const CHECKPOINT_FUZZY: &str = "8736ec6fc2014c93a50a0361088047fb";
+/// A checkpoint did not come about.
+pub const CHECKPOINT_FAILED: &str = "7027398e35434c9587cbc263d953f488";
+/// Stored data is damaged.
+pub const DAMAGE_FOUND: &str = "36bf6280841042d98f4b6d42b81c2814";
+/// An agent is not connected any more.
+pub const AGENT_LOST: &str = "4c381d228baf43e1a50039cd1109d031";
+/// A disk is given up until a person has acted.
+pub const DISK_GIVEN_UP: &str = "062429706bcc49228ea4217877467d29";
