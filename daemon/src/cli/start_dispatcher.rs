@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use blxrep::config::{DispatcherConfig, Settings};
+use blxrep::dispatcher::fetch::Fetches;
 use blxrep::dispatcher::registry::Registry;
 use blxrep::dispatcher::server::Server;
 use blxrep::ids::Epoch;
@@ -56,6 +57,7 @@ async fn serve(
         catalogue,
         data_dir: config.data_dir,
         acceptor: identity.acceptor()?,
+        fetches: Fetches::default(),
     });
     info!("the dispatcher listens on {address}");
     sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("listening")])?;
