@@ -4,6 +4,7 @@ pub mod action;
 mod command;
 pub mod disk;
 pub mod disk_id;
+pub mod fetch;
 pub mod footprint;
 pub mod link;
 mod lsblk;

@@ -45,6 +45,11 @@ Examples:
   blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint 202611212034 --disk sda --output web1.img
   blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint latest --output /dev/sdb";
 
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  blxrep dispatcher verify --agent web1 --data-dir /srv/blxrep --checkpoint latest
+  blxrep dispatcher verify --agent web1 --data-dir /srv/blxrep --checkpoint 202611212034 --disk sda --json";
+
 const ENROLL_EXAMPLES: &str = "\
 Example:
   blxrep enroll web1 --data-dir /srv/blxrep --agents-file /etc/blxrep/agents > web1.key
@@ -98,6 +103,9 @@ enum Offline {
     /// Bring a checkpoint back into a file or onto a block device, every block verified
     #[command(after_help = RESTORE_EXAMPLES)]
     Restore(Restore),
+    /// Read all that a checkpoint rests on and list what is damaged
+    #[command(after_help = VERIFY_EXAMPLES)]
+    Verify(Verify),
 }
 
 #[derive(Args)]
@@ -142,6 +150,25 @@ struct Restore {
 }
 
 #[derive(Args)]
+struct Verify {
+    /// Which: YYYYMMDDHHMMSS, YYYYMMDDHHMM for the newest of a minute, or 'latest'
+    #[arg(long)]
+    checkpoint: String,
+    /// Whose
+    #[arg(long)]
+    agent: AgentId,
+    /// The dispatcher's data directory
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Which disk, its id or its device's name; needed if the agent has several
+    #[arg(long)]
+    disk: Option<String>,
+    /// For programs: an object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
 struct Enroll {
     /// The agent's id
     agent: AgentId,
@@ -151,6 +178,9 @@ struct Enroll {
     /// The dispatcher's agents file; the agent is added to it
     #[arg(long, value_name = "FILE")]
     agents_file: PathBuf,
+    /// The agent may add checkpoints, and not fetch them back
+    #[arg(long)]
+    no_restore: bool,
 }
 
 #[derive(Args)]
@@ -204,6 +234,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Dispatcher(Offline::Show(show)) => offline::show(&show),
         Command::Dispatcher(Offline::Restore(restore)) => offline::restore(restore),
+        Command::Dispatcher(Offline::Verify(verify)) => offline::verify(&verify),
         Command::Enroll(enroll) => enroll::run(&enroll),
         Command::Untrack(untrack) => untrack::run(&untrack),
         Command::Thaw(thaw) => {

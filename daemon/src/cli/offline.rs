@@ -1,13 +1,20 @@
-//! `blxrep dispatcher show` and `blxrep dispatcher restore`: only a data directory is needed.
+//! `blxrep dispatcher show`, `restore` and `verify`: only a data directory is needed.
 
 use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use blxrep::checkpoint::select::parse_minute;
 use blxrep::restore::{
-    RestoreError, RestoreOptions, ShowRow, restore as restore_checkpoint, show as show_rows,
+    Output, RestoreError, RestoreOptions, ShowRow, restore as restore_checkpoint, show as show_rows,
+    verify_checkpoint,
 };
+use blxrep::store::Damage;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use nix::sys::signal::{SigSet, Signal};
+use serde::Serialize;
 
 fn minute(text: Option<&str>, flag: &str) -> Result<Option<u64>, RestoreError> {
     let wrong =
@@ -20,22 +27,23 @@ pub(crate) fn show(args: &super::Show) -> anyhow::Result<()> {
     let start = minute(args.start.as_deref(), "start")?;
     let end = minute(args.end.as_deref(), "end")?;
     let rows = show_rows(&args.data_dir, &args.agent, args.disk.as_deref(), start, end)?;
-    let mut out = std::io::stdout().lock();
-    let written = if args.json {
-        serde_json::to_writer_pretty(&mut out, &rows)
-            .map_err(std::io::Error::from)
-            .and_then(|()| writeln!(out))
-    } else {
-        table(&mut out, &rows)
-    };
-    match written {
+    print(if args.json { json } else { table }, &rows)
+}
+
+fn json<T: Serialize + ?Sized>(out: &mut dyn Write, value: &T) -> std::io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    writeln!(out)
+}
+
+fn print<T: ?Sized>(how: fn(&mut dyn Write, &T) -> std::io::Result<()>, value: &T) -> anyhow::Result<()> {
+    match how(&mut std::io::stdout().lock(), value) {
         // Whoever reads has seen enough.
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("standard output"),
     }
 }
 
-fn table(out: &mut impl Write, rows: &[ShowRow]) -> std::io::Result<()> {
+fn table(out: &mut dyn Write, rows: &[ShowRow]) -> std::io::Result<()> {
     if rows.is_empty() {
         return writeln!(out, "no checkpoints");
     }
@@ -64,27 +72,90 @@ fn table(out: &mut impl Write, rows: &[ShowRow]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Restores a checkpoint.
-pub(crate) fn restore(args: super::Restore) -> anyhow::Result<()> {
+/// Runs something with a progress bar; SIGINT and SIGTERM cancel it, so that it can clean up.
+fn with_progress<T>(
+    work: impl FnOnce(&dyn Fn(u64, u64) -> ControlFlow<()>) -> Result<T, RestoreError>,
+) -> anyhow::Result<T> {
+    let canceled = Arc::new(AtomicBool::new(false));
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    signals.thread_block().context("signals")?;
+    let seen = canceled.clone();
+    std::thread::spawn(move || {
+        if signals.wait().is_ok() {
+            seen.store(true, Ordering::Relaxed);
+        }
+    });
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     if let Ok(style) =
         ProgressStyle::with_template("{bar:30} {percent:>3} %  {binary_bytes_per_sec}  {eta} left")
     {
         bar.set_style(style);
     }
+    let result = work(&|done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        if canceled.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    bar.finish_and_clear();
+    Ok(result?)
+}
+
+/// One damaged file, as it is shown.
+#[derive(Serialize)]
+struct DamageRow {
+    file: String,
+    what: String,
+    /// First block and number of blocks; empty where that cannot be told or all are affected.
+    blocks: Vec<(u64, u64)>,
+}
+
+/// What a verify found, as it is shown.
+#[derive(Serialize)]
+struct VerifyRow {
+    agent: String,
+    disk: String,
+    checkpoint: String,
+    damage: Vec<DamageRow>,
+}
+
+/// Verifies a checkpoint.
+pub(crate) fn verify(args: &super::Verify) -> anyhow::Result<()> {
+    let super::Verify { checkpoint, agent, data_dir, disk, json: as_json } = args;
+    let report =
+        with_progress(|progress| verify_checkpoint(data_dir, agent, disk.as_deref(), checkpoint, progress))?;
+    let row = |damage: &Damage| DamageRow {
+        file: damage.file.clone(),
+        what: damage.what.clone(),
+        blocks: damage.blocks.iter().map(|extent| (extent.first, extent.count)).collect(),
+    };
+    if *as_json {
+        let row = VerifyRow {
+            agent: agent.to_string(),
+            disk: report.disk.to_string(),
+            checkpoint: report.checkpoint.to_string(),
+            damage: report.damage.iter().map(row).collect(),
+        };
+        print(json, &row)?;
+    }
+    if !report.damage.is_empty() {
+        return Err(RestoreError::Damaged(report.damage).into());
+    }
+    if !as_json {
+        println!("checkpoint {} of {agent}'s {} is sound", report.checkpoint, report.disk);
+    }
+    Ok(())
+}
+
+/// Restores a checkpoint.
+pub(crate) fn restore(args: super::Restore) -> anyhow::Result<()> {
     let options = RestoreOptions {
         data_dir: args.data_dir,
         agent: args.agent,
         disk: args.disk,
         checkpoint: args.checkpoint,
-        output: args.output,
+        output: args.output.map(Output::Path),
     };
-    let report = restore_checkpoint(&options, &|done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    let report = report?;
+    let report = with_progress(|progress| restore_checkpoint(options, progress))?;
     let checkpoint = report.checkpoint;
     println!(
         "{}: checkpoint {} of {}'s {} ({}), {} verified",

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use blxrep::config::{DispatcherConfig, Settings};
+use blxrep::dispatcher::fetch::Fetches;
 use blxrep::dispatcher::registry::{House, Registry};
 use blxrep::dispatcher::server::Server;
 use blxrep::ids::Epoch;
@@ -75,6 +76,7 @@ async fn serve(
         registry: registry.clone(),
         data_dir: config.data_dir.clone(),
         acceptor: identity.acceptor()?,
+        fetches: Fetches::default(),
     });
     info!("the dispatcher listens on {address}");
     let of = house.clone();

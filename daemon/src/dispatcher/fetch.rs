@@ -1,104 +1,209 @@
-//! `/ws/restore`: streams a checkpoint of an agent's own disk to it, every block checked as it is read.
+//! `/ws/restore`: streams a checkpoint of an agent's own to it: of any disk that is stored under its id, offered in this
+//! session or not, for on the worst day the disk is a new one.
+//!
+//! All the checkpoint rests on is verified between Begin and the first data frame, as in a restore here: nothing of the
+//! target is overwritten for a checkpoint that turns out damaged, and damage that no single block's hash shows (a file of
+//! another life) is found as well. Every block is checked again as it is read. What must never happen here: a byte or
+//! a name of another agent told.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use blxrep_dbus::problem::ProblemKind;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use super::server::turned;
-use crate::checkpoint::chain;
-use crate::ids::{AgentId, CheckpointId, DiskId};
-use crate::restore::verify::view;
+use crate::ids::AgentId;
+use crate::restore::{Chosen, ErrorClass, Missing, RestoreError};
 use crate::run::Run;
-use crate::store::StoreError;
-use crate::store::files::RealFiles;
-use crate::store::handle::Dir;
-use crate::store::layout::Paths;
 use crate::wire::frame::{Area, decode_message, encode_data, encode_message};
-use crate::wire::message::{RestoreDown, RestoreUp, cut_text};
+use crate::wire::message::{DAMAGE_MAX_LINES, NAME_MAX_BYTES, RestoreDown, RestoreUp, cut_text};
 use crate::wire::pump::{OUTBOUND_MAX_FRAMES, pump};
 use crate::wire::socket::ServerSocket;
 
-/// Serves one connection until it is closed, or the session is cut.
-pub async fn serve(
-    socket: ServerSocket,
-    data_dir: PathBuf,
-    agent: AgentId,
-    disk: DiskId,
-    mut cut: watch::Receiver<bool>,
-) {
-    let (out, outbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
-    let (asked, mut fetch) = mpsc::channel(1);
-    let deliver = |frame: Vec<u8>| {
-        // One fetch a connection: a second one, or anything else, ends it.
-        let taken = decode_message(&frame)
-            .is_ok_and(|RestoreUp::Fetch { checkpoint }| asked.try_send(checkpoint).is_ok());
-        async move { taken }
-    };
-    let streaming = async {
-        if let Some(checkpoint) = fetch.recv().await {
-            let (agent, disk) = (agent.clone(), disk.clone());
-            let _ = spawn_blocking(move || answer(&data_dir, agent, disk, checkpoint, out)).await;
+/// Restores of one agent at once: each keeps a thread and the disks busy.
+const PER_AGENT_MAX: usize = 4;
+/// How often the agent is told how far the verifying is.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+
+/// An agent on `/ws/restore`.
+pub struct Restorer {
+    /// Who.
+    pub agent: AgentId,
+    /// Whether the agents file lets it.
+    pub may_restore: bool,
+    /// Turns true when its session ends.
+    pub cut: watch::Receiver<bool>,
+}
+
+/// The restores to agents that are under way.
+#[derive(Default)]
+pub struct Fetches(Mutex<HashMap<AgentId, Arc<Semaphore>>>);
+
+impl Fetches {
+    /// Serves one connection until it is closed, or the session is cut.
+    pub async fn serve(&self, socket: ServerSocket, data_dir: PathBuf, restorer: Restorer) {
+        let Restorer { agent, may_restore, mut cut } = restorer;
+        let slots = self.slots(&agent);
+        let (out, outbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
+        let (asked, mut fetch) = mpsc::channel(1);
+        let deliver = |frame: Vec<u8>| {
+            // One fetch a connection: a second one, or anything else, ends it.
+            let taken = decode_message(&frame).is_ok_and(|wanted: RestoreUp| asked.try_send(wanted).is_ok());
+            async move { taken }
+        };
+        let streaming = async {
+            if let Some(wanted) = fetch.recv().await {
+                let agent = agent.clone();
+                let work = move || {
+                    let slot = slots.try_acquire();
+                    let allowed = allowed(may_restore, slot.is_ok());
+                    answer(&agent, &out, allowed.and_then(|()| stream(&data_dir, &agent, &wanted, &out)));
+                };
+                let _ = spawn_blocking(work).await;
+            }
+            // The queue is dropped: what is in it is sent, then the connection is closed.
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            end = pump(socket, outbound, deliver) => info!(AGENT = %agent, "a fetch ended: {end}"),
+            () = streaming => {}
+            () = turned(&mut cut) => {}
         }
-        // The queue is dropped: what is in it is sent, then the connection is closed.
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        end = pump(socket, outbound, deliver) => info!(AGENT = %agent, DISK = %disk, "a fetch ended: {end}"),
-        () = streaming => {}
-        () = turned(&mut cut) => {}
+    }
+
+    fn slots(&self, agent: &AgentId) -> Arc<Semaphore> {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(Semaphore::new(PER_AGENT_MAX));
+        slots.entry(agent.clone()).or_insert_with(new).clone()
     }
 }
 
-fn answer(
-    data_dir: &Path,
-    agent: AgentId,
-    disk: DiskId,
-    wanted: Option<CheckpointId>,
-    out: mpsc::Sender<Vec<u8>>,
-) {
-    let result = stream(data_dir, agent.clone(), disk.clone(), wanted, &out);
-    let last = match result {
-        Ok(None) => RestoreDown::Refused { reason: "there is no such checkpoint".to_owned() },
-        Ok(Some(())) => RestoreDown::End,
-        Err(error) => {
-            warn!(AGENT = %agent, DISK = %disk, "a fetch failed: {error}");
-            RestoreDown::Refused { reason: cut_text(error.to_string()) }
-        }
-    };
-    send(&out, encode_message(&last).unwrap_or_default());
+/// Why a fetch ends before its end.
+#[derive(Debug, PartialEq, Eq)]
+struct Refusal {
+    kind: ProblemKind,
+    reason: String,
+    damage: Vec<String>,
 }
 
-fn send(out: &mpsc::Sender<Vec<u8>>, frame: Vec<u8>) -> bool {
-    out.blocking_send(frame).is_ok()
+impl Refusal {
+    fn new(kind: ProblemKind, reason: impl Into<String>) -> Self {
+        Self { kind, reason: reason.into(), damage: Vec::new() }
+    }
+}
+
+impl From<RestoreError> for Refusal {
+    /// What an agent may be told: nothing of other agents, and no path of the dispatcher's.
+    fn from(error: RestoreError) -> Self {
+        match (error.class(), error) {
+            (_, RestoreError::NotFound(Missing::Agent, _)) => {
+                Self::new(ProblemKind::NoSuchAgent, "the dispatcher has stored nothing of this agent")
+            }
+            (_, RestoreError::NotFound(Missing::Disk, text)) => Self::new(ProblemKind::NoSuchDisk, text),
+            (_, RestoreError::NotFound(Missing::Checkpoint, text)) => {
+                Self::new(ProblemKind::NoSuchCheckpoint, text)
+            }
+            (_, RestoreError::Damaged(found)) => {
+                let mut damage: Vec<String> =
+                    found.iter().take(DAMAGE_MAX_LINES).map(|d| cut_text(d.to_string())).collect();
+                if let (more @ 1.., Some(last)) =
+                    (found.len().saturating_sub(DAMAGE_MAX_LINES), damage.last_mut())
+                {
+                    *last = format!("and {} more", more + 1);
+                }
+                let reason = "what the dispatcher has stored of this checkpoint is damaged: try an older one";
+                Self { kind: ProblemKind::Damaged, reason: reason.to_owned(), damage }
+            }
+            (ErrorClass::Usage, error) => Self::new(ProblemKind::InvalidArgument, error.to_string()),
+            (_, error) => Self::new(ProblemKind::Failed, format!("the dispatcher failed: {error}")),
+        }
+    }
+}
+
+fn allowed(may_restore: bool, has_slot: bool) -> Result<(), Refusal> {
+    if !may_restore {
+        let reason = "the dispatcher's agents file does not let this agent restore: restore on the dispatcher, \
+                      or take the word no-restore off its line there";
+        return Err(Refusal::new(ProblemKind::Refused, reason));
+    }
+    if !has_slot {
+        let reason = format!("{PER_AGENT_MAX} restores of this agent run already: wait for one to end");
+        return Err(Refusal::new(ProblemKind::Failed, reason));
+    }
+    Ok(())
+}
+
+fn answer(agent: &AgentId, out: &mpsc::Sender<Vec<u8>>, result: Result<(), Refusal>) {
+    if out.is_closed() {
+        // Nobody hears it; that the connection ended is logged where it did.
+        return;
+    }
+    let last = match result {
+        Ok(()) => RestoreDown::End,
+        Err(Refusal { kind, reason, damage }) => {
+            let lines: String = damage.iter().map(|line| format!("\n{line}")).collect();
+            warn!(AGENT = %agent, "a fetch was refused: {reason}{lines}");
+            RestoreDown::Refused { kind, reason: cut_text(reason), damage }
+        }
+    };
+    let _ = send(out, encode_message(&last).unwrap_or_default());
+}
+
+/// Fails if the agent is gone.
+fn send(out: &mpsc::Sender<Vec<u8>>, frame: Vec<u8>) -> Result<(), RestoreError> {
+    out.blocking_send(frame).map_err(|_| RestoreError::Canceled { hint: "" })
 }
 
 fn stream(
     data_dir: &Path,
-    agent: AgentId,
-    disk: DiskId,
-    wanted: Option<CheckpointId>,
+    agent: &AgentId,
+    wanted: &RestoreUp,
     out: &mpsc::Sender<Vec<u8>>,
-) -> Result<Option<()>, StoreError> {
-    let dir = Dir::new(Arc::new(RealFiles::new(data_dir)));
-    let owner = Paths::new(agent, disk);
-    let chain = chain::load(&dir, &owner)?;
-    let at = chain.members.iter().rposition(|member| wanted.is_none_or(|id| id == member.checkpoint.id));
-    let Some((at, member)) = at.and_then(|at| Some((at, chain.members.get(at)?))) else { return Ok(None) };
-    let (checkpoint, geometry) = (member.checkpoint.id, member.checkpoint.geometry);
-    let mut view = view(&dir, &owner, &chain, at + 1)?;
-    send(out, encode_message(&RestoreDown::Begin { checkpoint, geometry }).unwrap_or_default());
+) -> Result<(), Refusal> {
+    let RestoreUp::Fetch { disk, checkpoint: text } = wanted;
+    let is_name = |name: &String| name.len() <= NAME_MAX_BYTES && name.bytes().all(|b| b.is_ascii_graphic());
+    if !is_name(text) || !disk.iter().all(is_name) {
+        return Err(Refusal::new(ProblemKind::InvalidArgument, "this names no disk or no checkpoint"));
+    }
+    let chosen = Chosen::find(data_dir, agent, disk.as_deref(), text)?;
+    let Some(checkpoint) = chosen.checkpoint().cloned() else {
+        let alive = &mut |_| if out.is_closed() { Err(RestoreError::Canceled { hint: "" }) } else { Ok(()) };
+        return Err(RestoreError::Damaged(chosen.damage(alive)?).into());
+    };
+    let geometry = checkpoint.geometry;
+    let verify_bytes = chosen.verify_bytes().map_err(RestoreError::from)?;
+    send(out, encode_message(&RestoreDown::Begin { checkpoint, verify_bytes }).unwrap_or_default())?;
+    verify(&chosen, verify_bytes, out)?;
+    let mut view = chosen.view().map_err(RestoreError::from)?;
     for group in 0..geometry.groups() {
         let (first, count) = geometry.group_extent(group);
-        let run = match view.read_group(group)? {
+        let run = match view.read_group(group).map_err(RestoreError::from)? {
             Some(data) => Run::pack(first, data.hashes, &data.data),
             None => Run::zeros(first, u32::try_from(count).unwrap_or(u32::MAX)),
         };
-        if !send(out, encode_data(Area::Base, group + 1, &run)) {
-            break;
-        }
+        send(out, encode_data(Area::Base, group + 1, &run))?;
     }
-    Ok(Some(()))
+    Ok(())
+}
+
+/// Verifies and tells the agent how far it is.
+fn verify(chosen: &Chosen, verify_bytes: u64, out: &mpsc::Sender<Vec<u8>>) -> Result<(), RestoreError> {
+    let (mut done_bytes, mut told, mut told_at) = (0, 0, Instant::now());
+    chosen.verified(&mut |bytes| {
+        done_bytes += bytes;
+        if out.is_closed() {
+            return Err(RestoreError::Canceled { hint: "" });
+        }
+        // Where a commit came between it verifies once more: no more than all is told.
+        if told_at.elapsed() < TELL_EVERY || done_bytes <= told || done_bytes > verify_bytes {
+            return Ok(());
+        }
+        (told, told_at) = (done_bytes, Instant::now());
+        send(out, encode_message(&RestoreDown::Verifying { done_bytes }).unwrap_or_default())
+    })
 }

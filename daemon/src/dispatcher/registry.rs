@@ -66,6 +66,15 @@ struct Known {
     handle: Option<DiskHandle>,
 }
 
+fn own_session<'a>(
+    sessions: &'a HashMap<AgentId, Session>,
+    agent: &AgentId,
+    token: &[u8],
+) -> Result<&'a Session, String> {
+    let session = sessions.get(agent).filter(|s| subtle::ConstantTimeEq::ct_eq(&s.token[..], token).into());
+    session.ok_or_else(|| "this session is over: connect to /ws/config first".to_owned())
+}
+
 #[derive(Default)]
 struct State {
     sessions: HashMap<AgentId, Session>,
@@ -231,9 +240,7 @@ impl Registry {
     pub fn admit(&self, agent: &AgentId, token: &[u8], disk: &DiskId) -> Result<Admitted, String> {
         let mut state = self.state();
         let State { sessions, disks } = &mut *state;
-        let session =
-            sessions.get(agent).filter(|s| subtle::ConstantTimeEq::ct_eq(&s.token[..], token).into());
-        let session = session.ok_or("this session is over: connect to /ws/config first")?;
+        let session = own_session(sessions, agent, token)?;
         let offer = session.disks.get(disk).ok_or("this disk was not offered in the hello")?;
         let threads = disks.iter().filter(|((of, _), known)| of == agent && known.handle.is_some()).count();
         let known = disks.get_mut(&(agent.clone(), offer.disk.clone()));
@@ -247,6 +254,14 @@ impl Registry {
         };
         known.handle = Some(handle.clone());
         Ok(Admitted { disk: handle, orders: session.orders.clone(), cut: session.cut.subscribe() })
+    }
+
+    /// Turns true when this session of the agent ends.
+    ///
+    /// # Errors
+    /// A sentence if the session is another one.
+    pub fn cut_of(&self, agent: &AgentId, token: &[u8]) -> Result<watch::Receiver<bool>, String> {
+        Ok(own_session(&self.state().sessions, agent, token)?.cut.subscribe())
     }
 
     fn start(&self, shown: &Arc<SharedDisk>) -> std::io::Result<DiskHandle> {

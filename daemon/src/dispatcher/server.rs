@@ -14,6 +14,7 @@ use tracing::{debug, warn};
 
 use super::config_link;
 use super::disk::Input;
+use super::fetch::{Fetches, Restorer};
 use super::registry::{Admitted, Place, Registry};
 use crate::ids::{AgentId, DiskId};
 use crate::wire::Endpoint;
@@ -35,12 +36,14 @@ pub struct Server {
     pub data_dir: PathBuf,
     /// TLS.
     pub acceptor: TlsAcceptor,
+    /// The restores to agents.
+    pub fetches: Fetches,
 }
 
 enum Entry {
     Config(Place),
     Disk(Box<Admitted>, u64),
-    Restore(AgentId, DiskId, watch::Receiver<bool>),
+    Restore(Restorer),
 }
 
 impl Server {
@@ -94,9 +97,7 @@ impl Server {
         match entry {
             Entry::Config(place) => config_link::serve(&self, socket, place, peer).await,
             Entry::Disk(admitted, link) => disk(socket, endpoint, *admitted, link, peer).await,
-            Entry::Restore(agent, disk, cut) => {
-                super::fetch::serve(socket, self.data_dir.clone(), agent, disk, cut).await;
-            }
+            Entry::Restore(restorer) => self.fetches.serve(socket, self.data_dir.clone(), restorer).await,
         }
     }
 
@@ -125,13 +126,15 @@ impl Server {
             let taken = || refuse(409, format!("agent {agent} is connected already"));
             return place.map(Entry::Config).ok_or_else(taken);
         }
+        let token = upgrade.header(header::SESSION).and_then(unhex::<16>).unwrap_or_default();
+        if upgrade.endpoint == Endpoint::Restore {
+            let cut = self.registry.cut_of(&agent, &token).map_err(|e| refuse(403, e))?;
+            let may_restore = agents.may_restore(&agent);
+            return Ok(Entry::Restore(Restorer { agent, may_restore, cut }));
+        }
         let disk = upgrade.header(header::DISK).unwrap_or_default().parse::<DiskId>();
         let disk = disk.map_err(|e| refuse(400, e.to_string()))?;
-        let token = upgrade.header(header::SESSION).and_then(unhex::<16>).unwrap_or_default();
         let admitted = self.registry.admit(&agent, &token, &disk).map_err(|e| refuse(403, e))?;
-        if upgrade.endpoint == Endpoint::Restore {
-            return Ok(Entry::Restore(agent, disk, admitted.cut));
-        }
         let link = upgrade.header(header::LINK).and_then(|link| link.parse().ok());
         let link = link.ok_or_else(|| refuse(400, "no link number".to_owned()))?;
         Ok(Entry::Disk(Box::new(admitted), link))

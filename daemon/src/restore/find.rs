@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::RestoreError;
+use super::{Missing, RestoreError};
 use crate::checkpoint::chain::{self, Chain};
 use crate::ids::{AgentId, DiskId};
 use crate::store::files::RealFiles;
@@ -26,7 +26,7 @@ impl Found {
 pub(super) fn data_dir(path: &Path) -> Result<Dir, RestoreError> {
     if !path.join("snapshot").is_dir() {
         let text = format!("{} is no data directory: it has no directory snapshot", path.display());
-        return Err(RestoreError::NotFound(text));
+        return Err(RestoreError::NotFound(Missing::Agent, text));
     }
     Ok(Dir::new(Arc::new(RealFiles::new(path))))
 }
@@ -41,9 +41,8 @@ pub(super) fn disks(dir: &Dir, agent: &AgentId, disk: Option<&str>) -> Result<Ve
     }
     if all.is_empty() {
         let agents = list(chain::agents(dir)?.iter().map(AgentId::to_string));
-        return Err(RestoreError::NotFound(format!(
-            "nothing is stored of agent {agent}; there is: {agents}"
-        )));
+        let text = format!("nothing is stored of agent {agent}; there is: {agents}");
+        return Err(RestoreError::NotFound(Missing::Agent, text));
     }
     let Some(disk) = disk else { return Ok(all) };
     let names = list(all.iter().map(|f| format!("{} ({})", f.owner.disk, f.device())));
@@ -55,7 +54,10 @@ pub(super) fn disks(dir: &Dir, agent: &AgentId, disk: Option<&str>) -> Result<Ve
     all.retain(|f| !device.is_empty() && f.device().strip_prefix("/dev/").unwrap_or(f.device()) == device);
     match all.len() {
         1 => Ok(all),
-        0 => Err(RestoreError::NotFound(format!("agent {agent} has no disk {disk}; there is: {names}"))),
+        0 => {
+            let text = format!("agent {agent} has no disk {disk}; there is: {names}");
+            Err(RestoreError::NotFound(Missing::Disk, text))
+        }
         _ => Err(RestoreError::Usage(format!(
             "several disks of agent {agent} were {disk}: ask for one by its id; there is: {names}"
         ))),

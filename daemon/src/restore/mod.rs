@@ -6,19 +6,26 @@
 
 pub mod verify;
 
+pub(crate) use chosen::Chosen;
+pub use chosen::{VerifyReport, verify_checkpoint};
 pub use output::{RestoreOptions, RestoreReport, restore};
 pub use show::{ShowRow, show};
+pub use target::Output;
+pub(crate) use target::Target;
 
+mod chosen;
 mod find;
+#[cfg(test)]
+mod job_tests;
 mod output;
 mod show;
 mod target;
-
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use blxrep_dbus::problem::ProblemKind;
@@ -36,6 +43,19 @@ pub enum ErrorClass {
     Damaged,
     /// The file system or a device failed or is full.
     Io,
+    /// It was told to end.
+    Canceled,
+}
+
+/// What of an agent's is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// Everything: nothing is stored of it.
+    Agent,
+    /// The disk.
+    Disk,
+    /// The checkpoint.
+    Checkpoint,
 }
 
 /// Why nothing was shown or restored.
@@ -45,8 +65,8 @@ pub enum RestoreError {
     #[error("{0}")]
     Usage(String),
     /// There is no such agent, disk or checkpoint.
-    #[error("{0}")]
-    NotFound(String),
+    #[error("{1}")]
+    NotFound(Missing, String),
     /// The store is damaged; everything that was found.
     #[error("{}", DamageList(.0))]
     Damaged(Vec<Damage>),
@@ -73,6 +93,42 @@ pub enum RestoreError {
         /// The first such block.
         block: u64,
     },
+    /// It was told to end.
+    #[error("canceled{hint}")]
+    Canceled {
+        /// What state the target is in, where that matters.
+        hint: &'static str,
+    },
+}
+
+/// Told the bytes done and the bytes in all, several times a second; answers whether to go on.
+pub type Progress<'a> = &'a dyn Fn(u64, u64) -> ControlFlow<()>;
+
+/// Counts what is done, for a [`Progress`].
+pub(crate) struct Meter<'a> {
+    progress: Progress<'a>,
+    done: u64,
+    total: u64,
+}
+
+impl<'a> Meter<'a> {
+    pub(crate) fn new(progress: Progress<'a>, total: u64) -> Self {
+        Self { progress, done: 0, total }
+    }
+
+    /// What there is to do became known.
+    pub(crate) fn expect(&mut self, total: u64) {
+        self.total = total;
+    }
+
+    /// So much more is done; 0 only asks whether to go on.
+    pub(crate) fn tick(&mut self, bytes: u64) -> Result<(), RestoreError> {
+        self.done = self.done.saturating_add(bytes).min(self.total);
+        match (self.progress)(self.done, self.total) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(RestoreError::Canceled { hint: "" }),
+        }
+    }
 }
 
 struct DamageList<'a>(&'a [Damage]);
@@ -91,9 +147,10 @@ impl RestoreError {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Usage(_) => ErrorClass::Usage,
-            Self::NotFound(_) => ErrorClass::NotFound,
+            Self::NotFound(..) => ErrorClass::NotFound,
             Self::Damaged(_) => ErrorClass::Damaged,
             Self::Store(_) | Self::Output { .. } | Self::ReadBack { .. } => ErrorClass::Io,
+            Self::Canceled { .. } => ErrorClass::Canceled,
         }
     }
 
@@ -101,8 +158,11 @@ impl RestoreError {
     pub fn kind(&self) -> ProblemKind {
         match self {
             Self::Usage(_) => ProblemKind::InvalidArgument,
-            Self::NotFound(_) => ProblemKind::NoSuchCheckpoint,
+            Self::NotFound(Missing::Agent, _) => ProblemKind::NoSuchAgent,
+            Self::NotFound(Missing::Disk, _) => ProblemKind::NoSuchDisk,
+            Self::NotFound(Missing::Checkpoint, _) => ProblemKind::NoSuchCheckpoint,
             Self::Damaged(_) => ProblemKind::Damaged,
+            Self::Canceled { .. } => ProblemKind::Canceled,
             Self::Store(_) | Self::Output { .. } | Self::ReadBack { .. } => ProblemKind::Failed,
         }
     }

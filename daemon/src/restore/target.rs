@@ -1,7 +1,7 @@
-//! Where a restored image goes: a new file, or a block device.
+//! Where a restored image goes: a new file, a block device, or a file that somebody opened for it.
 //!
 //! What must never happen here: a regular file overwritten, a device written that something else uses, a temporary
-//! file left behind.
+//! file left behind, a part that looks like a whole image.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -10,112 +10,251 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
+
 use super::RestoreError;
+use super::verify::Tick;
+use crate::geometry::Geometry;
+use crate::hash::{BlockHash, hash_blocks, is_zero};
+
+/// Zeros are left out in pieces of this size: the block of most file systems.
+const HOLE_BYTES: usize = 4096;
+/// So much is written before it is made durable: nobody who cancels waits for more of it than this.
+const SYNC_EVERY_BYTES: u64 = 64 << 20;
+const PART: &str = "; the device holds only a part now";
+
+/// Where an image is to go.
+#[derive(Debug)]
+pub enum Output {
+    /// A new file, or a block device that is not in use.
+    Path(PathBuf),
+    /// What the caller opened for reading and writing: an empty file, to be named by the caller when it is whole, or a
+    /// block device, which the caller took for itself (`O_EXCL`).
+    Open {
+        /// The file.
+        file: File,
+        /// What it is called in messages.
+        name: PathBuf,
+    },
+}
+
+enum Kind {
+    /// A block device.
+    Device,
+    /// A file of our own, under this name until it is whole.
+    New(PathBuf),
+    /// Somebody's file that was empty.
+    Given,
+}
 
 /// The output under way.
-pub(super) struct Target {
+pub(crate) struct Target {
     file: File,
     /// What the person named.
     path: PathBuf,
-    /// The name it has until it is whole; `None` for a device.
-    temporary: Option<PathBuf>,
+    kind: Kind,
+    /// Whether blocks that are not written read as zeros.
+    zeros: bool,
+    /// Whether anything was written.
+    touched: bool,
+    unsynced_bytes: u64,
+    finished: bool,
 }
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
-impl Target {
-    /// Opens a device for itself, or makes a new file beside the one that is to be.
-    pub(super) fn open(path: &Path, size_bytes: u64) -> Result<Self, RestoreError> {
-        match path.metadata() {
-            Ok(meta) if meta.file_type().is_block_device() => Self::device(path, size_bytes),
-            Ok(_) => Err(RestoreError::Usage(format!(
-                "{} is there already and is not overwritten: name another --output or remove it",
-                path.display()
-            ))),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Self::new_file(path, size_bytes),
-            Err(e) => Err(RestoreError::output(path, "look at it", e)),
+impl Output {
+    /// Takes the output for an image of this size; nothing is written yet.
+    ///
+    /// # Errors
+    /// Usage where it cannot be one, Io.
+    pub(crate) fn open(self, size_bytes: u64) -> Result<Target, RestoreError> {
+        match self {
+            Self::Open { file, name } => Target::given(file, name, size_bytes),
+            Self::Path(path) => match path.metadata() {
+                Ok(meta) if meta.file_type().is_block_device() => Target::device(path, size_bytes),
+                Ok(_) => Err(RestoreError::Usage(format!(
+                    "{} is there already and is not overwritten: name another --output or remove it",
+                    path.display()
+                ))),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Target::new_file(path, size_bytes),
+                Err(e) => Err(RestoreError::output(&path, "look at it", e)),
+            },
         }
     }
+}
 
-    fn device(path: &Path, size_bytes: u64) -> Result<Self, RestoreError> {
-        let open = OpenOptions::new().read(true).write(true).custom_flags(libc::O_EXCL).open(path);
-        let mut file = open.map_err(|e| match e.raw_os_error() {
+impl Target {
+    fn new(file: File, path: PathBuf, kind: Kind) -> Self {
+        let zeros = !matches!(kind, Kind::Device);
+        Self { file, path, kind, zeros, touched: false, unsynced_bytes: 0, finished: false }
+    }
+
+    fn device(path: PathBuf, size_bytes: u64) -> Result<Self, RestoreError> {
+        let open = OpenOptions::new().read(true).write(true).custom_flags(libc::O_EXCL).open(&path);
+        let file = open.map_err(|e| match e.raw_os_error() {
             Some(libc::EBUSY) => RestoreError::Usage(format!(
                 "{} is in use (mounted, or part of LVM, md or the like): free it first",
                 path.display()
             )),
-            _ => RestoreError::output(path, "open it", e),
+            _ => RestoreError::output(&path, "open it", e),
         })?;
-        let has = file.seek(SeekFrom::End(0)).map_err(|e| RestoreError::output(path, "ask its size", e))?;
-        if has < size_bytes {
-            let text = format!("{} has {has} bytes, the checkpoint needs {size_bytes}", path.display());
-            return Err(RestoreError::Usage(text));
-        }
-        Ok(Self { file, path: path.to_owned(), temporary: None })
+        Self::new(file, path, Kind::Device).large_enough(size_bytes)
     }
 
-    fn new_file(path: &Path, size_bytes: u64) -> Result<Self, RestoreError> {
+    fn large_enough(mut self, size_bytes: u64) -> Result<Self, RestoreError> {
+        let has = self.file.seek(SeekFrom::End(0)).map_err(|e| self.failed("ask its size", e))?;
+        if has < size_bytes {
+            let text = format!("{} has {has} bytes, the checkpoint needs {size_bytes}", self.path.display());
+            return Err(RestoreError::Usage(text));
+        }
+        Ok(self)
+    }
+
+    fn new_file(path: PathBuf, size_bytes: u64) -> Result<Self, RestoreError> {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
         let name = name.ok_or_else(|| RestoreError::Usage(format!("{} names no file", path.display())))?;
         let unique =
             format!(".{name}.{}-{}.part", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let temporary = path.with_file_name(unique);
         let open = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary);
-        let file = open.map_err(|e| RestoreError::output(path, "create it", e))?;
-        let target = Self { file, path: path.to_owned(), temporary: Some(temporary) };
-        target.file.set_len(size_bytes).map_err(|e| target.failed("make it as long as the disk", e))?;
-        Ok(target)
+        let file = open.map_err(|e| RestoreError::output(&path, "create it", e))?;
+        Self::new(file, path, Kind::New(temporary)).as_long_as(size_bytes)
     }
 
-    /// Whether blocks that are not written read as zeros.
-    pub(super) fn begins_as_zeros(&self) -> bool {
-        self.temporary.is_some()
+    fn as_long_as(self, size_bytes: u64) -> Result<Self, RestoreError> {
+        self.file.set_len(size_bytes).map_err(|e| self.failed("make it as long as the disk", e))?;
+        Ok(self)
+    }
+
+    /// Nothing of it is changed before it is known to be one that may be.
+    fn given(file: File, path: PathBuf, size_bytes: u64) -> Result<Self, RestoreError> {
+        let refused = |why: &str| Err(RestoreError::Usage(format!("{} {why}", path.display())));
+        let asked = fcntl(&file, FcntlArg::F_GETFL).map_err(io::Error::from);
+        let asked = asked.and_then(|flags| Ok((OFlag::from_bits_retain(flags), file.metadata()?)));
+        let (flags, meta) = asked.map_err(|e| RestoreError::output(&path, "look at it", e))?;
+        let unfit = OFlag::O_APPEND | OFlag::O_DIRECT | OFlag::O_PATH;
+        if flags & OFlag::O_ACCMODE != OFlag::O_RDWR || flags.intersects(unfit) {
+            return refused("must be opened for reading and writing, without O_APPEND and O_DIRECT");
+        }
+        match meta.file_type() {
+            kind if kind.is_block_device() => Self::new(file, path, Kind::Device).large_enough(size_bytes),
+            kind if !kind.is_file() => refused("is neither a file nor a block device"),
+            _ if meta.len() > 0 => refused("is not empty and is not overwritten: give an empty file"),
+            _ => Self::new(file, path, Kind::Given).as_long_as(size_bytes),
+        }
     }
 
     /// Lets the file begin as a copy of `base` that shares its space, where the file system can. True if it did.
-    pub(super) fn clone_from(&self, base: &Path) -> bool {
+    pub(super) fn clone_from(&mut self, base: &Path) -> bool {
+        if !self.zeros {
+            return false;
+        }
         let Ok(base) = File::open(base) else { return false };
         // SAFETY: FICLONE takes two open files by number and touches no memory of this process.
-        self.temporary.is_some()
-            && unsafe { libc::ioctl(self.file.as_raw_fd(), libc::FICLONE, base.as_raw_fd()) } == 0
+        let cloned = unsafe { libc::ioctl(self.file.as_raw_fd(), libc::FICLONE, base.as_raw_fd()) } == 0;
+        self.zeros = !cloned;
+        cloned
     }
 
-    pub(super) fn write(&self, data: &[u8], offset: u64) -> Result<(), RestoreError> {
-        self.file.write_all_at(data, offset).map_err(|e| self.failed("write", e))
+    /// Writes `data`, or `len` zeros without it; zeros where the target reads as zeros stay holes. Gives the bytes that
+    /// were written.
+    ///
+    /// # Errors
+    /// Io.
+    pub(crate) fn put(&mut self, offset: u64, len: u64, data: Option<&[u8]>) -> Result<u64, RestoreError> {
+        match data {
+            None if self.zeros => Ok(0),
+            None => self.write(&vec![0; len as usize], offset),
+            Some(data) if !self.zeros => self.write(data, offset),
+            Some(data) => {
+                let pieces: Vec<&[u8]> = data.chunks(HOLE_BYTES).collect();
+                let (mut at, mut written) = (0, 0);
+                for same in pieces.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+                    let end = at + same.iter().map(|piece| piece.len()).sum::<usize>();
+                    if let Some(part) = data.get(at..end).filter(|part| !is_zero(part)) {
+                        written += self.write(part, offset + at as u64)?;
+                    }
+                    at = end;
+                }
+                Ok(written)
+            }
+        }
     }
 
-    /// Makes all durable and forgets what memory holds of it, so that reading asks the disk.
-    pub(super) fn sync(&self) -> Result<(), RestoreError> {
-        use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+    fn write(&mut self, data: &[u8], offset: u64) -> Result<u64, RestoreError> {
+        self.touched = true;
+        self.file.write_all_at(data, offset).map_err(|e| self.failed("write", e))?;
+        let len = data.len() as u64;
+        self.unsynced_bytes += len;
+        if self.unsynced_bytes >= SYNC_EVERY_BYTES {
+            self.file.sync_data().map_err(|e| self.failed("sync", e))?;
+            self.unsynced_bytes = 0;
+        }
+        Ok(len)
+    }
+
+    /// Makes all durable, then reads it group by group. `wrong` is given a group, its first block and the hashes of what
+    /// it reads as, and names the first block that is not what it should be.
+    ///
+    /// # Errors
+    /// ReadBack, Io; what `wrong` and `tick` say.
+    pub(crate) fn read_back(
+        &self,
+        geometry: Geometry,
+        tick: Tick<'_>,
+        mut wrong: impl FnMut(u64, u64, &[BlockHash]) -> Result<Option<u64>, RestoreError>,
+    ) -> Result<(), RestoreError> {
         self.file.sync_all().map_err(|e| self.failed("sync", e))?;
-        // Only advice: what cannot be dropped is compared as memory has it.
+        // So that reading asks the disk. Only advice: what cannot be dropped is compared as memory has it.
         let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        for group in 0..geometry.groups() {
+            let (first, count) = geometry.group_extent(group);
+            let (offset, len) = geometry.range(first, count);
+            let mut data = vec![0; len as usize];
+            self.file.read_exact_at(&mut data, offset).map_err(|e| self.failed("read back", e))?;
+            if let Some(block) = wrong(group, first, &hash_blocks(&data, geometry.block_bytes()))? {
+                return Err(RestoreError::ReadBack { target: self.path.display().to_string(), block });
+            }
+            tick(len)?;
+        }
         Ok(())
     }
 
-    pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> Result<(), RestoreError> {
-        self.file.read_exact_at(buf, offset).map_err(|e| self.failed("read back", e))
+    /// What a person must know of the target if the work ends here.
+    pub(crate) fn hint(&self) -> &'static str {
+        if matches!(self.kind, Kind::Device) && self.touched { PART } else { "" }
     }
 
-    /// That a block reads back as something else.
-    pub(super) fn faulty(&self, block: u64) -> RestoreError {
-        RestoreError::ReadBack { target: self.path.display().to_string(), block }
+    /// Adds to a cancel what it leaves behind.
+    pub(crate) fn explain(&self, error: RestoreError) -> RestoreError {
+        match error {
+            RestoreError::Canceled { .. } => RestoreError::Canceled { hint: self.hint() },
+            other => other,
+        }
     }
 
-    /// Gives a new file its name, durably, if nothing has that name meanwhile.
-    pub(super) fn finish(mut self) -> Result<(), RestoreError> {
-        let Some(temporary) = self.temporary.clone() else { return Ok(()) };
-        rename_new(&temporary, &self.path).map_err(|e| self.failed("give it its name", e))?;
-        self.temporary = None;
-        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let synced = File::open(parent).and_then(|dir| dir.sync_all());
-        synced.map_err(|e| self.failed("sync its directory", e))
+    /// The image is whole. Gives a new file its name, durably, if nothing has that name meanwhile.
+    ///
+    /// # Errors
+    /// Io.
+    pub(crate) fn finish(mut self) -> Result<PathBuf, RestoreError> {
+        if let Kind::New(temporary) = &self.kind {
+            rename_new(temporary, &self.path).map_err(|e| self.failed("give it its name", e))?;
+        }
+        self.finished = true;
+        if matches!(self.kind, Kind::New(_)) {
+            let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let synced = File::open(parent).and_then(|dir| dir.sync_all());
+            synced.map_err(|e| self.failed("sync its directory", e))?;
+        }
+        Ok(std::mem::take(&mut self.path))
     }
 
     fn failed(&self, what: &'static str, source: io::Error) -> RestoreError {
         match RestoreError::output(&self.path, what, source) {
-            RestoreError::Output { target, what, source, hint: "" } if self.temporary.is_none() => {
-                RestoreError::Output { target, what, source, hint: "; the device holds only a part now" }
+            RestoreError::Output { target, what, source, hint: "" } => {
+                RestoreError::Output { target, what, source, hint: self.hint() }
             }
             other => other,
         }
@@ -137,8 +276,10 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        if let Some(temporary) = &self.temporary {
-            let _ = std::fs::remove_file(temporary);
-        }
+        let _ = match &self.kind {
+            Kind::New(temporary) if !self.finished => std::fs::remove_file(temporary),
+            Kind::Given if !self.finished => self.file.set_len(0),
+            _ => Ok(()),
+        };
     }
 }

@@ -13,10 +13,10 @@ use crate::store::handle::Dir;
 use crate::store::life_tests::{Acks, geometry, id, live, owner, version};
 use crate::store::simfiles::SimFiles;
 
-type Tree = BTreeMap<PathBuf, Vec<u8>>;
+pub(super) type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
 /// The files of a whole life, and a report in the open journal.
-fn tree() -> Tree {
+pub(super) fn tree() -> Tree {
     let files = SimFiles::default();
     let mut store = DiskStore::open(files.arc(), owner().agent, owner().disk).unwrap();
     live(&mut store, &mut Acks::default()).unwrap();
@@ -25,7 +25,7 @@ fn tree() -> Tree {
     files.dump()
 }
 
-fn lay(tree: &Tree) -> tempfile::TempDir {
+pub(super) fn lay(tree: &Tree) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (path, bytes) in tree {
         let path = dir.path().join("data").join(path);
@@ -35,18 +35,21 @@ fn lay(tree: &Tree) -> tempfile::TempDir {
     dir
 }
 
-fn options(dir: &Path, checkpoint: &str) -> RestoreOptions {
+pub(super) fn options(dir: &Path, checkpoint: &str) -> RestoreOptions {
     RestoreOptions {
         data_dir: dir.join("data"),
         agent: owner().agent,
         disk: None,
         checkpoint: checkpoint.to_owned(),
-        output: Some(dir.join("out.img")),
+        output: Some(Output::Path(dir.join("out.img"))),
     }
 }
 
+/// Never cancels.
+pub(super) const GO_ON: Progress<'_> = &|_, _| ControlFlow::Continue(());
+
 fn run(dir: &Path, checkpoint: &str) -> Result<RestoreReport, RestoreError> {
-    let result = restore(&options(dir, checkpoint), &|_, _| {});
+    let result = restore(options(dir, checkpoint), GO_ON);
     let left: Vec<_> =
         fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).filter(|n| n != "data").collect();
     assert_eq!(left.len(), usize::from(result.is_ok()), "left behind: {left:?}");
@@ -87,7 +90,7 @@ fn verified(files: &SimFiles) -> Vec<Damage> {
     let dir = Dir::new(files.arc());
     let chain = chain::load(&dir, &owner()).unwrap();
     let mut damage: Vec<_> = chain.broken.iter().map(|(damage, _)| damage.clone()).collect();
-    damage.extend(verify::verify(&dir, &owner(), &chain, chain.members.len(), &mut |_| {}).unwrap());
+    damage.extend(verify::verify(&dir, &owner(), &chain, chain.members.len(), &mut |_| Ok(())).unwrap());
     damage
 }
 
@@ -212,7 +215,7 @@ fn damage_in_a_newer_delta_does_not_keep_an_older_checkpoint_from_coming_back() 
 fn what_is_in_the_way_is_never_overwritten() {
     let dir = lay(&tree());
     fs::write(dir.path().join("out.img"), b"precious").unwrap();
-    let error = restore(&options(dir.path(), "latest"), &|_, _| {}).unwrap_err();
+    let error = restore(options(dir.path(), "latest"), GO_ON).unwrap_err();
     assert_eq!(error.class(), ErrorClass::Usage);
     assert_eq!(fs::read(dir.path().join("out.img")).unwrap(), b"precious");
 }
@@ -223,7 +226,7 @@ fn what_is_not_there_is_said_with_what_is() {
     let ask = |agent: &str, disk: Option<&str>, checkpoint: &str| {
         let disk = disk.map(str::to_owned);
         let o = RestoreOptions { agent: agent.parse().unwrap(), disk, ..options(dir.path(), checkpoint) };
-        let error = restore(&o, &|_, _| {}).unwrap_err();
+        let error = restore(o, GO_ON).unwrap_err();
         (error.class(), error.to_string())
     };
     let (class, text) = ask("agent10", None, "latest");
@@ -236,10 +239,10 @@ fn what_is_not_there_is_said_with_what_is() {
 }
 
 /// A loop device over a file, gone when dropped.
-struct Loop(String);
+pub(super) struct Loop(pub(super) String);
 
 impl Loop {
-    fn over(file: &Path) -> Self {
+    pub(super) fn over(file: &Path) -> Self {
         let out = Command::new("losetup").args(["--find", "--show"]).arg(file).output().unwrap();
         assert!(out.status.success(), "this test needs root and loop devices: {out:?}");
         Self(String::from_utf8(out.stdout).unwrap().trim().to_owned())
@@ -261,8 +264,8 @@ fn a_device_gets_every_block_and_nothing_before_damage_was_looked_for() {
     fs::write(&backing, &junk).unwrap();
     let device = Loop::over(&backing);
     let to_device = |dir: &Path| {
-        let output = Some(PathBuf::from(&device.0));
-        restore(&RestoreOptions { output, ..options(dir, "latest") }, &|_, _| {})
+        let output = Some(Output::Path(PathBuf::from(&device.0)));
+        restore(RestoreOptions { output, ..options(dir, "latest") }, GO_ON)
     };
     tree.get_mut(&owner().bak(id(3))).unwrap()[1500] ^= 1;
     let damaged = lay(&tree);
@@ -280,8 +283,8 @@ fn a_device_gets_every_block_and_nothing_before_damage_was_looked_for() {
     drop(device);
     fs::write(&backing, vec![0; 1 << 20]).unwrap();
     let small = Loop::over(&backing);
-    let output = Some(PathBuf::from(&small.0));
-    let error = restore(&RestoreOptions { output, ..options(dir.path(), "latest") }, &|_, _| {}).unwrap_err();
+    let output = Some(Output::Path(PathBuf::from(&small.0)));
+    let error = restore(RestoreOptions { output, ..options(dir.path(), "latest") }, GO_ON).unwrap_err();
     assert!(error.class() == ErrorClass::Usage && error.to_string().contains("needs"), "{error}");
 }
 
@@ -308,8 +311,8 @@ impl Drop for Tmpfs {
 fn a_full_output_file_system_is_said_and_nothing_is_left() {
     let dir = lay(&tree());
     let tmpfs = Tmpfs::mount(dir.path().join("full"), "128k");
-    let output = Some(tmpfs.0.join("out.img"));
-    let error = restore(&RestoreOptions { output, ..options(dir.path(), "latest") }, &|_, _| {}).unwrap_err();
+    let output = Some(Output::Path(tmpfs.0.join("out.img")));
+    let error = restore(RestoreOptions { output, ..options(dir.path(), "latest") }, GO_ON).unwrap_err();
     assert!(error.class() == ErrorClass::Io && error.to_string().contains("free some space"), "{error}");
     assert_eq!(fs::read_dir(&tmpfs.0).unwrap().count(), 0);
 }

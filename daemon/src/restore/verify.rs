@@ -3,6 +3,7 @@
 //! All damage is listed, not only the first. What must never happen here: damage passed over because something
 //! before it was damaged too.
 
+use super::RestoreError;
 use crate::bitmap::{BlockSet, Extent};
 use crate::checkpoint::chain::{Chain, Member};
 use crate::hash::{BlockHash, hash_block};
@@ -11,8 +12,8 @@ use crate::store::layout::Paths;
 use crate::store::view::{Layers, View};
 use crate::store::{Damage, StoreError, bak, block_map, cst, sum};
 
-/// Told the bytes that were looked at or written since the last call.
-pub type Tick<'a> = &'a mut dyn FnMut(u64);
+/// Told the bytes that were looked at or written since the last call; its error ends the work.
+pub type Tick<'a> = &'a mut dyn FnMut(u64) -> Result<(), RestoreError>;
 
 struct Verifier<'a> {
     dir: &'a Dir,
@@ -40,14 +41,14 @@ pub fn verify_bytes(dir: &Dir, owner: &Paths, members: &[Member]) -> Result<u64,
 /// last of them is the newest.
 ///
 /// # Errors
-/// Io only; damage is the answer.
+/// Io, and what `tick` says; damage is the answer.
 pub fn verify(
     dir: &Dir,
     owner: &Paths,
     chain: &Chain,
     count: usize,
     tick: Tick<'_>,
-) -> Result<Vec<Damage>, StoreError> {
+) -> Result<Vec<Damage>, RestoreError> {
     let mut v = Verifier { dir, owner, damage: Vec::new() };
     let members = chain.members.iter().take(count);
     for (i, member) in members.enumerate() {
@@ -55,6 +56,7 @@ pub fn verify(
         let blocks = v.note(found)?.flatten();
         let found = v.journal(member, blocks.as_ref());
         v.note(found)?;
+        tick(0)?;
     }
     if count == chain.members.len() && chain.broken.is_none() {
         let found = v.open_journal(chain);
@@ -81,11 +83,11 @@ pub fn view(dir: &Dir, owner: &Paths, chain: &Chain, count: usize) -> Result<Vie
 
 impl Verifier<'_> {
     /// Keeps damage and lets other errors through.
-    fn note<T>(&mut self, result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-        match result {
+    fn note<T, E: Into<RestoreError>>(&mut self, result: Result<T, E>) -> Result<Option<T>, RestoreError> {
+        match result.map_err(Into::into) {
             Ok(value) => Ok(Some(value)),
-            Err(StoreError::Damaged(damage)) => {
-                self.damage.push(damage);
+            Err(RestoreError::Damaged(damage)) => {
+                self.damage.extend(damage);
                 Ok(None)
             }
             Err(e) => Err(e),
@@ -97,21 +99,18 @@ impl Verifier<'_> {
         self.damage.push(Damage { file: file.name(), what: what.to_owned(), blocks });
     }
 
-    fn base(&mut self, member: &Member, tick: Tick<'_>) -> Result<Option<BlockSet>, StoreError> {
+    fn base(&mut self, member: &Member, tick: Tick<'_>) -> Result<Option<BlockSet>, RestoreError> {
         let (id, geometry) = (member.checkpoint.id, member.checkpoint.geometry);
         let img = self.dir.open(&self.owner.img(id), false)?;
         let sum = self.dir.open(&self.owner.sum(id), false)?;
         if img.len()? != geometry.size_bytes() {
             let found =
                 img.damaged(format!("it has {} bytes, the disk {}", img.len()?, geometry.size_bytes()));
-            self.note::<()>(Err(found))?;
+            self.note::<(), _>(Err(found))?;
         }
         if sum.len()? != sum::file_bytes(geometry) {
-            return Err(sum.damaged(format!(
-                "it has {} bytes, not {}",
-                sum.len()?,
-                sum::file_bytes(geometry)
-            )));
+            let what = format!("it has {} bytes, not {}", sum.len()?, sum::file_bytes(geometry));
+            return Err(sum.damaged(what).into());
         }
         let (mut bad_img, mut bad_sum) = (BlockSet::new(), BlockSet::new());
         let mut hasher = blake3::Hasher::new();
@@ -123,7 +122,7 @@ impl Verifier<'_> {
                 Some(hashes) => bad_blocks(&img, member, group, &hashes, &mut bad_img)?,
                 None => bad_sum.insert(Extent { first, count }),
             }
-            tick(geometry.range(first, count).1);
+            tick(geometry.range(first, count).1)?;
         }
         if !bad_img.is_empty() {
             self.add(&img, "blocks do not have their hash", &bad_img);
@@ -131,41 +130,51 @@ impl Verifier<'_> {
         if !bad_sum.is_empty() {
             self.add(&sum, "the hashes of groups do not have their digest", &bad_sum);
         } else if *hasher.finalize().as_bytes() != member.header.content {
-            return Err(sum.damaged("its records are not those it was sealed with"));
+            return Err(sum.damaged("its records are not those it was sealed with").into());
         }
         Ok(None)
     }
 
-    fn delta(&mut self, member: &Member, tick: Tick<'_>) -> Result<Option<BlockSet>, StoreError> {
+    fn delta(&mut self, member: &Member, tick: Tick<'_>) -> Result<Option<BlockSet>, RestoreError> {
         let file = self.dir.open(&self.owner.bak(member.checkpoint.id), false)?;
-        tick(file.len()?);
-        let scan = bak::scan(&file, self.owner);
+        let mut left = file.len()?;
+        let scan = bak::scan(&file, self.owner, &mut |bytes| {
+            left = left.saturating_sub(bytes);
+            tick(bytes)
+        });
+        tick(left)?;
         if let Ok(bak::Scan { sealed: Some((closing, seal)), map, .. }) = &scan
             && (closing, *seal) == (&member.header, member.link.seal)
         {
             return Ok(Some(map.blocks()));
         }
         if let Err(e) = scan
-            && !matches!(e, StoreError::Damaged(_))
+            && !matches!(e, RestoreError::Damaged(_))
         {
             return Err(e);
         }
-        let blocks = self.bad_records(&file, member)?;
+        let blocks = self.bad_records(&file, member, tick)?;
         self.add(&file, "its content is not what it was sealed with", &blocks);
         Ok(None)
     }
 
     /// The blocks whose newest data lies in a record that is not whole.
-    fn bad_records(&mut self, file: &Handle, member: &Member) -> Result<BlockSet, StoreError> {
+    fn bad_records(
+        &mut self,
+        file: &Handle,
+        member: &Member,
+        tick: Tick<'_>,
+    ) -> Result<BlockSet, RestoreError> {
         let geometry = member.checkpoint.geometry;
         let mut bad = BlockSet::new();
         let index = bak::read_index(file, &member.header, 0);
         let Some(map) = self.note(index)? else { return Ok(bad) };
         for piece in map.pieces() {
+            tick(0)?;
             match bak::read_run(file, geometry, piece.record) {
                 Ok(run) if run.unpack(geometry).is_ok() => {}
                 Ok(_) | Err(StoreError::Damaged(_)) => bad.insert(piece.extent),
-                Err(e) => return Err(e),
+                Err(e) => return Err(e.into()),
             }
         }
         Ok(bad)

@@ -185,16 +185,20 @@ fn index_entry(entry: &[u8], layer: u32) -> Option<Piece> {
 }
 
 /// Goes through a whole delta, sealed or not: the valid records from the front, and whether a seal over exactly
-/// these closes the file.
+/// these closes the file. `tick` is told the bytes of every record, and may end it.
 ///
 /// # Errors
-/// Damaged if there is no opening header of this disk; Io.
-pub fn scan(file: &Handle, owner: &Paths) -> Result<Scan, StoreError> {
+/// Damaged if there is no opening header of this disk; Io; what `tick` says.
+pub fn scan<E: From<StoreError>>(
+    file: &Handle,
+    owner: &Paths,
+    tick: &mut dyn FnMut(u64) -> Result<(), E>,
+) -> Result<Scan, E> {
     let len = file.len()?;
     let bytes = file.read_vec(HEADER_BYTES, 0)?;
     let (header, seal) = Header::decode(Kind::Delta, &bytes).map_err(|what| file.damaged(what))?;
     if !header.is_of(owner) {
-        return Err(file.damaged(format!("it belongs to {}/{}", header.agent, header.disk)));
+        return Err(file.damaged(format!("it belongs to {}/{}", header.agent, header.disk)).into());
     }
     let mut hasher = blake3::Hasher::new();
     hasher.update(&bytes);
@@ -202,6 +206,7 @@ pub fn scan(file: &Handle, owner: &Paths) -> Result<Scan, StoreError> {
     let mut scan = Scan { header, sealed: None, map: BlockMap::default(), end: START, chain, hasher, seq: 0 };
     while let Some((seq, run, bytes)) = read_record(file, scan.header.geometry, scan.end, len)? {
         scan.add(seq, run.extent(), &bytes);
+        tick(bytes.len() as u64)?;
     }
     scan.sealed = scan.closing(file)?;
     Ok(scan)

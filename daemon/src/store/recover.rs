@@ -65,7 +65,7 @@ impl DiskStore {
             // Nothing in it was ever durable, else its header would be.
             return self.dir.remove(&path);
         }
-        let scan = bak::scan(&file, &self.owner)?;
+        let scan = bak::scan::<StoreError>(&file, &self.owner, &mut |_| Ok(()))?;
         if let Some((closing, hash)) = scan.sealed {
             let Some((id, _)) = closing.id else { return Err(file.damaged("it was never sealed")) };
             if self.chain.iter().any(|c| c.id == id) {

@@ -2,7 +2,8 @@
 //!
 //! A key is 256 random bits, so one plain hash protects it: there is nothing to guess. The line in an agent's
 //! `key-file` is `blxrep1:<agent>:<secret>:<fingerprint>`, secret and fingerprint (SHA-256 of the dispatcher's
-//! certificate) in hexadecimal. A line of the dispatcher's `agents-file` is `<agent> blake3:<hash of the secret>`.
+//! certificate) in hexadecimal. A line of the dispatcher's `agents-file` is `<agent> blake3:<hash of the secret>`, and
+//! after it `no-restore` for an agent that may not fetch its checkpoints back.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,6 +19,8 @@ use crate::ids::AgentId;
 
 const KEY_MAX_BYTES: u64 = 4096;
 const AGENTS_MAX_BYTES: u64 = 16 << 20;
+/// The word for an agent that may not restore.
+const NO_RESTORE: &str = "no-restore";
 
 /// A key or agents file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +45,9 @@ pub enum KeyError {
         mode: u32,
     },
     /// A line of the agents file is not one.
-    #[error("{path}, line {line}: expected '<agent> blake3:<64 hexadecimal digits>'")]
+    #[error(
+        "{path}, line {line}: expected '<agent> blake3:<64 hexadecimal digits>', and nothing after it but '{NO_RESTORE}'"
+    )]
     Line {
         /// The file.
         path: PathBuf,
@@ -141,9 +146,15 @@ impl AgentKey {
     }
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    hash: [u8; 32],
+    may_restore: bool,
+}
+
 /// The agents a dispatcher knows.
 #[derive(Debug, Clone, Default)]
-pub struct Agents(HashMap<AgentId, [u8; 32]>);
+pub struct Agents(HashMap<AgentId, Known>);
 
 impl Agents {
     /// Reads an agents file; one that is not there holds no agents.
@@ -166,9 +177,15 @@ impl Agents {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let (agent, hash) = line.split_once(' ').ok_or(number)?;
-            let hash = hash.trim().strip_prefix("blake3:").and_then(unhex).ok_or(number)?;
-            agents.insert(agent.parse().map_err(|_| number)?, hash);
+            let mut words = line.split_ascii_whitespace();
+            let agent = words.next().and_then(|word| word.parse().ok()).ok_or(number)?;
+            let hash = words.next().and_then(|word| unhex(word.strip_prefix("blake3:")?)).ok_or(number)?;
+            let may_restore = match (words.next(), words.next()) {
+                (None, None) => true,
+                (Some(NO_RESTORE), None) => false,
+                _ => return Err(number),
+            };
+            agents.insert(agent, Known { hash, may_restore });
         }
         Ok(Self(agents))
     }
@@ -181,16 +198,21 @@ impl Agents {
     /// Whether this is the agent's secret. Takes the same time for a wrong secret and an unknown agent.
     pub fn accepts(&self, agent: &AgentId, secret: &Secret) -> bool {
         let given = hash_secret(secret);
-        let expected = self.0.get(agent).copied().unwrap_or([0; 32]);
+        let expected = self.0.get(agent).map_or([0; 32], |known| known.hash);
         bool::from(given.ct_eq(&expected)) && self.contains(agent)
+    }
+
+    /// Whether the agent may fetch its checkpoints back.
+    pub fn may_restore(&self, agent: &AgentId) -> bool {
+        self.0.get(agent).is_some_and(|known| known.may_restore)
     }
 }
 
-/// Adds an agent to the agents file, so that a reader sees the old file or the new one.
+/// Adds an agent to the agents file, and whether it may restore, so that a reader sees the old file or the new one.
 ///
 /// # Errors
 /// When the agent is there already, a line of the file is malformed, or it cannot be written.
-pub fn enroll(agents_file: &Path, key: &AgentKey) -> Result<(), KeyError> {
+pub fn enroll(agents_file: &Path, key: &AgentKey, may_restore: bool) -> Result<(), KeyError> {
     if Agents::load(agents_file)?.contains(&key.agent) {
         return Err(KeyError::Enrolled { path: agents_file.to_owned(), agent: key.agent.clone() });
     }
@@ -202,7 +224,8 @@ pub fn enroll(agents_file: &Path, key: &AgentKey) -> Result<(), KeyError> {
         if !text.is_empty() && !text.ends_with('\n') {
             text.push('\n');
         }
-        text.push_str(&format!("{} blake3:{}\n", key.agent, hex(&hash_secret(&key.secret))));
+        let word = if may_restore { String::new() } else { format!(" {NO_RESTORE}") };
+        text.push_str(&format!("{} blake3:{}{word}\n", key.agent, hex(&hash_secret(&key.secret))));
         write_private(agents_file, text.as_bytes())
     };
     write().map_err(|source| KeyError::File { path: agents_file.to_owned(), source })
@@ -272,11 +295,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("agents");
         let (one, ten) = (key("agent1"), key("agent10"));
-        enroll(&file, &one).unwrap();
-        enroll(&file, &ten).unwrap();
-        assert!(matches!(enroll(&file, &one), Err(KeyError::Enrolled { .. })));
+        enroll(&file, &one, true).unwrap();
+        enroll(&file, &ten, false).unwrap();
+        assert!(matches!(enroll(&file, &one, true), Err(KeyError::Enrolled { .. })));
         let agents = Agents::load(&file).unwrap();
         assert!(agents.accepts(&one.agent, &one.secret) && agents.accepts(&ten.agent, &ten.secret));
+        assert!(agents.may_restore(&one.agent) && !agents.may_restore(&ten.agent));
+        assert!(!agents.may_restore(&"agent2".parse().unwrap()));
         assert!(!agents.accepts(&one.agent, &ten.secret));
         assert!(!agents.accepts(&"agent2".parse().unwrap(), &one.secret));
         assert!(!fs::read_to_string(&file).unwrap().contains(&one.secret.to_hex()), "only a hash is kept");
@@ -300,5 +325,10 @@ mod tests {
     fn a_malformed_line_is_named() {
         assert_eq!(Agents::parse("# x\n\na blake3:12\n").unwrap_err(), 3);
         assert_eq!(Agents::parse("../x blake3:00\n").unwrap_err(), 1);
+        let good = format!("a blake3:{}", "0".repeat(64));
+        assert!(Agents::parse(&format!("{good}\nb{} no-restore \n", &good[1..])).is_ok());
+        for more in ["norestore", "no-restore no-restore", "no-restore x", "NO-RESTORE", "# x"] {
+            assert_eq!(Agents::parse(&format!("{good}\n{good} {more}")).unwrap_err(), 2, "{more}");
+        }
     }
 }

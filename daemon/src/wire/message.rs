@@ -5,13 +5,13 @@
 //! [`super::PROTOCOL_VERSION`].
 //!
 //! No message lets an agent delete or change what is stored, or name anything of another agent: what a message
-//! speaks of is always the disk its connection was opened for.
+//! speaks of is the disk its connection was opened for, or (on restore) a disk stored under the agent's own id.
 
 use blxrep_dbus::problem::ProblemKind;
 use serde::{Deserialize, Serialize};
 
 use crate::bitmap::Extent;
-use crate::checkpoint::Consistency;
+use crate::checkpoint::{Checkpoint, Consistency};
 use crate::geometry::Geometry;
 use crate::hash::{BlockHash, GroupDigest};
 use crate::ids::{CheckpointId, DiskId, Epoch};
@@ -29,6 +29,10 @@ pub const TEXT_MAX_BYTES: usize = 1000;
 pub const ROWS_MAX: usize = 256;
 /// The most questions of one agent without an answer.
 pub const QUESTIONS_MAX: usize = 64;
+/// The longest name of a disk or a checkpoint in [`RestoreUp::Fetch`], in bytes.
+pub const NAME_MAX_BYTES: usize = 128;
+/// The most lines of damage in [`RestoreDown::Refused`].
+pub const DAMAGE_MAX_LINES: usize = 100;
 
 /// Cuts a text to [`TEXT_MAX_BYTES`] at a character's border.
 pub fn cut_text(mut text: String) -> String {
@@ -255,30 +259,42 @@ pub enum DiskDown {
 /// Agent to dispatcher on `/ws/restore`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RestoreUp {
-    /// Asks for the data of a checkpoint of this connection's disk.
+    /// Asks for the data of a checkpoint of any disk that is stored under the agent's own id. The names are as a
+    /// person types them, at most [`NAME_MAX_BYTES`] of printable ASCII each.
     Fetch {
-        /// Which, or the newest.
-        checkpoint: Option<CheckpointId>,
+        /// A disk's id or its device's name; not needed where the agent has one.
+        disk: Option<String>,
+        /// An id, `YYYYMMDDHHMM` or `latest`.
+        checkpoint: String,
     },
 }
 
-/// Dispatcher to agent on `/ws/restore`; between begin and end come data frames of the area base, one or more for
-/// every group in ascending order. A slow reader slows them by not reading: there is nothing else on the connection.
+/// Dispatcher to agent on `/ws/restore`; between begin and end come data frames of the area base, one for every group
+/// in ascending order. A slow reader slows them by not reading: there is nothing else on the connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RestoreDown {
     /// The answer to a fetch.
     Begin {
         /// The checkpoint.
-        checkpoint: CheckpointId,
-        /// The size of its disk.
-        geometry: Geometry,
+        checkpoint: Checkpoint,
+        /// The bytes it rests on, all verified before the first data frame.
+        verify_bytes: u64,
+    },
+    /// How far the verifying is; before the first data frame.
+    Verifying {
+        /// More than the last time, at most all.
+        done_bytes: u64,
     },
     /// Everything was sent.
     End,
     /// It cannot be sent.
     Refused {
+        /// What kind of error it is.
+        kind: ProblemKind,
         /// Why, a sentence that says what to do.
         reason: String,
+        /// The damage that was found, at most [`DAMAGE_MAX_LINES`] lines.
+        damage: Vec<String>,
     },
 }
 
