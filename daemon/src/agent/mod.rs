@@ -2,6 +2,7 @@
 
 pub mod action;
 mod command;
+pub mod control;
 pub mod disk;
 pub mod disk_id;
 pub mod fetch;

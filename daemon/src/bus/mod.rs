@@ -5,3 +5,5 @@
 //! call on an async thread.
 
 pub mod control;
+pub(crate) mod outcome;
+mod which;

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::{info, warn};
 
+use super::fetch::Refusal;
 use super::registry::{DISKS_MAX, Place};
 use super::server::{Server, turned};
 use crate::clock::unix_ms;
@@ -170,7 +171,8 @@ fn show(
     let mut rows = match restore::show(&data_dir, agent, disk.as_deref(), start, end) {
         Ok(rows) => rows,
         Err(error) => {
-            return vec![Answer::Refused { kind: error.kind(), reason: cut_text(error.to_string()) }];
+            let Refusal { kind, reason, .. } = error.into();
+            return vec![Answer::Refused { kind, reason: cut_text(reason) }];
         }
     };
     rows.iter_mut().for_each(|row| row.note = cut_text(std::mem::take(&mut row.note)));

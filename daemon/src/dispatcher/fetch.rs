@@ -85,9 +85,9 @@ impl Fetches {
 
 /// Why a fetch ends before its end.
 #[derive(Debug, PartialEq, Eq)]
-struct Refusal {
-    kind: ProblemKind,
-    reason: String,
+pub(super) struct Refusal {
+    pub(super) kind: ProblemKind,
+    pub(super) reason: String,
     damage: Vec<String>,
 }
 

@@ -1,6 +1,7 @@
 //! The role that keeps the replicas: listens, admits agents, and keeps one thread a disk that owns its store.
 
 pub mod config_link;
+pub mod control;
 pub mod disk;
 pub mod fetch;
 pub mod reattach;

@@ -190,6 +190,11 @@ impl Agents {
         Ok(Self(agents))
     }
 
+    /// The agents' ids, in no order.
+    pub fn ids(&self) -> Vec<AgentId> {
+        self.0.keys().cloned().collect()
+    }
+
     /// Whether the agent is known.
     pub fn contains(&self, agent: &AgentId) -> bool {
         self.0.contains_key(agent)

@@ -1,0 +1,211 @@
+//! What the bus may ask of an agent. Checkpoints are the dispatcher's: what of them is shown and given is its decision.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use blxrep_dbus::problem::{Problem, ProblemKind};
+use blxrep_dbus::words::Role;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::fetch::{FetchError, FetchRequest, fetch};
+use super::link::Dial;
+use super::shared::{Shared, not_connected};
+use crate::bus::control::{About, Control, Details, Failure, Planned, Progress, RestoreRequest, Which};
+use crate::bus::outcome::{canceled, check_target, report, restored, value};
+use crate::checkpoint::select::{SelectError, select};
+use crate::clock::unix_ms;
+use crate::ids::{AgentId, CheckpointId, DiskId};
+use crate::restore::{Output, ShowRow};
+use crate::status::{AgentStatus, DiskStatus};
+use crate::wire::message::{Answer, Question};
+
+/// How often a wait looks whether it is to end.
+const POLL: Duration = Duration::from_millis(200);
+/// The dispatcher reads no data to show checkpoints: longer than this, and it does not answer.
+const SHOW_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// An agent, for the bus.
+pub struct AgentControl {
+    /// Its disks and its connection.
+    pub shared: Arc<Shared>,
+    /// How the dispatcher is reached.
+    pub dial: Dial,
+    /// Runs what is not blocking.
+    pub runtime: Handle,
+}
+
+impl AgentControl {
+    /// What is meant, this agent filled in.
+    fn own(&self, which: &Which) -> Result<Which, Problem> {
+        let own = self.shared.agent.as_str();
+        if !which.agent.is_empty() && which.agent != own {
+            let text = format!("this is agent {own}: what is of {} is asked on the dispatcher", which.agent);
+            return Err(Problem::new(ProblemKind::NoSuchAgent, text));
+        }
+        Ok(Which { agent: own.to_owned(), disk: which.disk.clone() })
+    }
+}
+
+impl Control for AgentControl {
+    fn role(&self) -> Role {
+        Role::Agent
+    }
+
+    fn agents(&self) -> Vec<AgentStatus> {
+        let uplink = self.shared.uplink.borrow().clone();
+        vec![AgentStatus {
+            id: self.shared.agent.clone(),
+            connected: uplink.is_some(),
+            hostname: nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            last_seen_unix_ms: if uplink.is_some() { unix_ms() } else { 0 },
+            address: uplink.map(|uplink| uplink.address).unwrap_or_default(),
+            disks: u32::try_from(self.shared.disks.len()).unwrap_or(u32::MAX),
+        }]
+    }
+
+    fn disks(&self) -> Vec<DiskStatus> {
+        self.shared.disks.iter().map(|disk| disk.status().clone()).collect()
+    }
+
+    fn show(&self, which: &Which, start: Option<u64>, end: Option<u64>) -> Result<Vec<ShowRow>, Problem> {
+        let disk = self.own(which)?.disk;
+        let mut answers = self.shared.ask(Question::Show { disk, start, end })?;
+        let mut all = Vec::new();
+        loop {
+            match self.runtime.block_on(async { timeout(SHOW_TIMEOUT, answers.recv()).await }) {
+                Ok(Some(Answer::Checkpoints { rows, more })) => {
+                    all.extend(rows);
+                    if !more {
+                        return Ok(all);
+                    }
+                }
+                Ok(Some(Answer::Refused { kind, reason })) => return Err(Problem::new(kind, reason)),
+                Ok(Some(Answer::Synced { .. })) | Err(_) => return Err(no_answer()),
+                Ok(None) => return Err(not_connected()),
+            }
+        }
+    }
+
+    fn set_paused(&self, which: &Which, paused: bool) -> Result<Vec<(AgentId, DiskId)>, Problem> {
+        let disks: Vec<DiskId> =
+            self.own(which)?.among(&self.disks())?.into_iter().map(|disk| disk.disk).collect();
+        let failed = |e: crate::pause::PauseError| Problem::new(ProblemKind::Failed, e.to_string());
+        self.shared.set_paused(&disks, paused).map_err(failed)
+    }
+
+    fn sync(&self, which: &Which) -> Result<Planned, Problem> {
+        let which = self.own(which)?;
+        let disks = which.to_sync(&self.disks())?;
+        let disk = if let [one] = &*disks { one.disk.to_string() } else { String::new() };
+        let about = About { agent: which.agent, disk, ..About::default() };
+        let (shared, runtime) = (self.shared.clone(), self.runtime.clone());
+        let work = move |progress: &Progress| {
+            let mut asked = Vec::new();
+            for DiskStatus { disk, .. } in disks {
+                let answers = shared.ask(Question::Sync { disk: disk.clone() })?;
+                asked.push((disk, answers));
+            }
+            let mut checkpoints = HashMap::new();
+            for (disk, mut answers) in asked {
+                let id = wait(&runtime, &mut answers, progress)?;
+                checkpoints.insert(disk.to_string(), id.to_string());
+            }
+            Ok(Details::from([("checkpoints".to_owned(), value(checkpoints))]))
+        };
+        Ok(Planned { about, work: Box::new(work) })
+    }
+
+    fn restore(&self, request: RestoreRequest) -> Result<Planned, Problem> {
+        let RestoreRequest { which, checkpoint, target, output } = request;
+        let rows = self.show(&which, None, None)?;
+        let (disk, id) = choose(&rows, &checkpoint)?;
+        let about = About {
+            agent: self.shared.agent.to_string(),
+            disk: disk.clone(),
+            checkpoint: id.to_string(),
+            target: target.display().to_string(),
+        };
+        let output = match output {
+            Some(file) => Output::Open { file, name: target },
+            None => {
+                check_target(&target)?;
+                Output::Path(target)
+            }
+        };
+        let (shared, dial, runtime) = (self.shared.clone(), self.dial.clone(), self.runtime.clone());
+        let work = move |progress: &Progress| {
+            let uplink = shared.uplink.borrow().clone().ok_or_else(not_connected)?;
+            let request = FetchRequest { disk: Some(disk), checkpoint: id.to_string(), output };
+            let done = fetch(&dial, uplink.session, request, &runtime, &report(progress));
+            done.map(|done| restored(&done)).map_err(failure)
+        };
+        Ok(Planned { about, work: Box::new(work) })
+    }
+
+    fn verify(&self, which: &Which, _checkpoint: &str) -> Result<Planned, Problem> {
+        let which = self.own(which)?;
+        let text =
+            format!("only the dispatcher can verify: run 'blxctl verify' for agent {} there", which.agent);
+        Err(Problem::new(ProblemKind::WrongRole, text))
+    }
+}
+
+/// The disk and checkpoint that are meant among those the dispatcher shows.
+fn choose(rows: &[ShowRow], checkpoint: &str) -> Result<(String, CheckpointId), Problem> {
+    let disks: BTreeSet<&str> = rows.iter().map(|row| row.disk.as_str()).collect();
+    let disk = match (disks.first(), disks.len()) {
+        (Some(disk), 1) => (*disk).to_owned(),
+        (None, _) => {
+            let text = "the dispatcher has no checkpoint of this: see 'blxctl status'";
+            return Err(Problem::new(ProblemKind::NoSuchCheckpoint, text));
+        }
+        _ => {
+            let there = disks.into_iter().collect::<Vec<_>>().join(", ");
+            let text = format!("this agent has several disks, name one: {there}");
+            return Err(Problem::new(ProblemKind::InvalidArgument, text));
+        }
+    };
+    let ids: Vec<CheckpointId> = rows.iter().filter_map(|row| row.checkpoint.parse().ok()).collect();
+    let id = select(&ids, checkpoint).map_err(|error| match error {
+        SelectError::Form(_) => Problem::new(ProblemKind::InvalidArgument, error.to_string()),
+        SelectError::None { .. } => Problem::new(ProblemKind::NoSuchCheckpoint, error.to_string()),
+    })?;
+    Ok((disk, id))
+}
+
+fn no_answer() -> Problem {
+    Problem::new(ProblemKind::Failed, "the dispatcher gave no answer to the question: see its journal")
+}
+
+fn failure(error: FetchError) -> Failure {
+    match error {
+        FetchError::Restore(error) => error.into(),
+        FetchError::Refused { kind, ref damage, .. } => {
+            Failure { damage: damage.clone(), problem: Problem::new(kind, error.to_string()) }
+        }
+        FetchError::Connect(_) => Problem::new(ProblemKind::NotConnected, error.to_string()).into(),
+        FetchError::Broken { .. } => Problem::new(ProblemKind::Failed, error.to_string()).into(),
+    }
+}
+
+/// Waits for an ordered checkpoint.
+fn wait(
+    runtime: &Handle,
+    answers: &mut mpsc::Receiver<Answer>,
+    progress: &Progress,
+) -> Result<CheckpointId, Failure> {
+    loop {
+        match runtime.block_on(async { timeout(POLL, answers.recv()).await }) {
+            Ok(Some(Answer::Synced { id })) => return Ok(id),
+            Ok(Some(Answer::Refused { kind, reason })) => return Err(Problem::new(kind, reason).into()),
+            Ok(Some(Answer::Checkpoints { .. })) => return Err(no_answer().into()),
+            Ok(None) => return Err(not_connected().into()),
+            Err(_) if progress.is_canceled() => return Err(canceled().into()),
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What jobs give back, as the bus carries it.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use blxrep_dbus::problem::{Problem, ProblemKind};
+use zbus::wire::{OwnedVariant, Variant};
+
+use super::control::{Details, Failure, Progress};
+use crate::restore::{RestoreError, RestoreReport};
+use crate::store::Damage;
+
+/// One value of [`Details`].
+pub(crate) fn value<'a>(value: impl Into<Variant<'a>>) -> OwnedVariant {
+    // Only file descriptors cannot be copied, and no result holds one.
+    value.into().try_to_owned().unwrap_or_else(|_| OwnedVariant::from(0u8))
+}
+
+/// How a job's [`Progress`] is told by what works, and told whether to go on.
+pub(crate) fn report(progress: &Progress) -> impl Fn(u64, u64) -> ControlFlow<()> + '_ {
+    |done_bytes, total_bytes| {
+        progress.report(done_bytes, total_bytes);
+        if progress.is_canceled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// That a job was told to end.
+pub(crate) fn canceled() -> Problem {
+    Problem::new(ProblemKind::Canceled, "canceled")
+}
+
+/// The details of a restore.
+pub(crate) fn restored(report: &RestoreReport) -> Details {
+    let checkpoint = &report.checkpoint;
+    Details::from([
+        ("checkpoint".to_owned(), value(checkpoint.id.to_string())),
+        ("disk".to_owned(), value(checkpoint.disk.as_str())),
+        ("consistency".to_owned(), value(checkpoint.consistency.to_string())),
+        ("note".to_owned(), value(checkpoint.note.as_str())),
+        ("output".to_owned(), value(report.output.display().to_string())),
+        ("size_bytes".to_owned(), value(checkpoint.geometry.size_bytes())),
+        ("written_bytes".to_owned(), value(report.written_bytes)),
+    ])
+}
+
+/// Damage, one line each.
+pub(crate) fn lines(damage: &[Damage]) -> Vec<String> {
+    damage.iter().map(Damage::to_string).collect()
+}
+
+impl From<RestoreError> for Problem {
+    fn from(error: RestoreError) -> Self {
+        let message = match &error {
+            RestoreError::Damaged(_) => {
+                "what this checkpoint rests on is damaged: try an older one".to_owned()
+            }
+            error => error.to_string(),
+        };
+        Self::new(error.kind(), message)
+    }
+}
+
+impl From<RestoreError> for Failure {
+    fn from(error: RestoreError) -> Self {
+        let damage = if let RestoreError::Damaged(damage) = &error { lines(damage) } else { Vec::new() };
+        Self { problem: error.into(), damage }
+    }
+}
+
+/// Refuses a target that this process cannot make, before a job begins for it.
+///
+/// # Errors
+/// InvalidArgument.
+pub(crate) fn check_target(target: &Path) -> Result<(), Problem> {
+    use nix::unistd::{AccessFlags, access};
+    use std::os::unix::fs::FileTypeExt;
+    let refuse = |what: &str| {
+        Err(Problem::new(ProblemKind::InvalidArgument, format!("target {}: {what}", target.display())))
+    };
+    if !target.is_absolute() {
+        return refuse("an absolute path is expected");
+    }
+    match target.metadata() {
+        Ok(meta) if meta.file_type().is_block_device() => Ok(()),
+        Ok(_) => refuse("it is there already and is not overwritten: name another one or remove it"),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => refuse(&e.to_string()),
+        Err(_) => match access(target.parent().unwrap_or(Path::new("/")), AccessFlags::W_OK) {
+            Ok(()) => Ok(()),
+            Err(e) => refuse(&format!(
+                "this service cannot write there ({}): 'blxctl restore' opens it with your rights, or name a place \
+                 in the service's own directory",
+                e.desc()
+            )),
+        },
+    }
+}

@@ -1,0 +1,201 @@
+//! What the bus may ask of a dispatcher.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blxrep_dbus::problem::{Problem, ProblemKind};
+use blxrep_dbus::words::Role;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot::Receiver;
+use tokio::time::timeout;
+use tracing::error;
+
+use super::registry::Registry;
+use crate::bus::control::{About, Control, Details, Failure, Planned, Progress, RestoreRequest, Which};
+use crate::bus::outcome::{canceled, check_target, lines, report, restored, value};
+use crate::clock::unix_ms;
+use crate::ids::{AgentId, CheckpointId, DiskId};
+use crate::message_id::DAMAGE_FOUND;
+use crate::restore::{self, Chosen, Output, RestoreError, RestoreOptions, ShowRow};
+use crate::status::{AgentStatus, DiskStatus};
+use crate::wire::key::Agents;
+
+/// How often a wait looks whether it is to end.
+const POLL: Duration = Duration::from_millis(200);
+
+/// A dispatcher, for the bus.
+pub struct DispatcherControl {
+    /// The agents and disks.
+    pub registry: Arc<Registry>,
+    /// Where everything is stored.
+    pub data_dir: PathBuf,
+    /// Runs what is not blocking.
+    pub runtime: Handle,
+}
+
+impl DispatcherControl {
+    /// The checkpoint that is meant, and what a job about it shows.
+    fn find(&self, which: &Which, checkpoint: &str) -> Result<(AgentId, DiskId, CheckpointId), Problem> {
+        let agent = which.agent()?;
+        let chosen = Chosen::find(&self.data_dir, &agent, which.disk.as_deref(), checkpoint)?;
+        Ok((agent, chosen.owner.disk.clone(), chosen.id))
+    }
+}
+
+fn about(agent: &AgentId, disk: &DiskId, id: CheckpointId) -> About {
+    About {
+        agent: agent.to_string(),
+        disk: disk.to_string(),
+        checkpoint: id.to_string(),
+        target: String::new(),
+    }
+}
+
+impl Control for DispatcherControl {
+    fn role(&self) -> Role {
+        Role::Dispatcher
+    }
+
+    fn agents(&self) -> Vec<AgentStatus> {
+        let mut agents: HashMap<AgentId, AgentStatus> = HashMap::new();
+        let unknown = |id: AgentId| AgentStatus {
+            id,
+            connected: false,
+            hostname: String::new(),
+            version: String::new(),
+            address: String::new(),
+            last_seen_unix_ms: 0,
+            disks: 0,
+        };
+        // A file that cannot be read is told where agents connect.
+        for id in Agents::load(&self.registry.agents_file).unwrap_or_default().ids() {
+            agents.entry(id.clone()).or_insert_with(|| unknown(id));
+        }
+        for (id, entry) in self.registry.house.catalogue.agents().unwrap_or_default() {
+            let Ok(id) = id.parse::<AgentId>() else { continue };
+            let agent = agents.entry(id.clone()).or_insert_with(|| unknown(id));
+            agent.last_seen_unix_ms = entry.last_seen_unix_ms;
+            let hostname = entry.footprint.get("hostname").and_then(|name| name.as_str());
+            agent.hostname = hostname.unwrap_or_default().to_owned();
+        }
+        for disk in self.registry.disks() {
+            agents.entry(disk.agent.clone()).or_insert_with(|| unknown(disk.agent)).disks += 1;
+        }
+        for (id, peer) in self.registry.agents() {
+            let agent = agents.entry(id.clone()).or_insert_with(|| unknown(id));
+            (agent.connected, agent.last_seen_unix_ms) = (true, unix_ms());
+            (agent.address, agent.version) = (peer.address.to_string(), peer.version);
+        }
+        let mut agents: Vec<AgentStatus> = agents.into_values().collect();
+        agents.sort_by(|a, b| a.id.cmp(&b.id));
+        agents
+    }
+
+    fn disks(&self) -> Vec<DiskStatus> {
+        self.registry.disks()
+    }
+
+    fn show(&self, which: &Which, start: Option<u64>, end: Option<u64>) -> Result<Vec<ShowRow>, Problem> {
+        Ok(restore::show(&self.data_dir, &which.agent()?, which.disk.as_deref(), start, end)?)
+    }
+
+    fn set_paused(&self, which: &Which, paused: bool) -> Result<Vec<(AgentId, DiskId)>, Problem> {
+        let disks = which.among(&self.disks())?.into_iter().map(|disk| (disk.agent, disk.disk)).collect();
+        let failed = |e: crate::pause::PauseError| Problem::new(ProblemKind::Failed, e.to_string());
+        self.registry.set_paused(disks, paused).map_err(failed)
+    }
+
+    fn sync(&self, which: &Which) -> Result<Planned, Problem> {
+        let disks = which.to_sync(&self.disks())?;
+        let disk = if let [one] = &*disks { one.disk.to_string() } else { String::new() };
+        let about = About { agent: which.agent.clone(), disk, ..About::default() };
+        let (registry, runtime) = (self.registry.clone(), self.runtime.clone());
+        let work = move |progress: &Progress| {
+            let order = |disk: &DiskStatus| {
+                (disk.disk.clone(), runtime.block_on(registry.sync(&disk.agent, &disk.disk)))
+            };
+            let ordered: Vec<_> = disks.iter().map(order).collect();
+            let mut checkpoints = HashMap::new();
+            for (disk, mut receiver) in ordered {
+                let id = wait(&runtime, &mut receiver, progress)?;
+                checkpoints.insert(disk.to_string(), id.to_string());
+            }
+            Ok(Details::from([("checkpoints".to_owned(), value(checkpoints))]))
+        };
+        Ok(Planned { about, work: Box::new(work) })
+    }
+
+    fn restore(&self, request: RestoreRequest) -> Result<Planned, Problem> {
+        let RestoreRequest { which, checkpoint, target, output } = request;
+        let (agent, disk, id) = self.find(&which, &checkpoint)?;
+        let name = target.display().to_string();
+        let about = About { target: name, ..about(&agent, &disk, id) };
+        let output = match output {
+            Some(file) => Output::Open { file, name: target },
+            None => {
+                check_target(&target)?;
+                Output::Path(target)
+            }
+        };
+        let options = RestoreOptions {
+            data_dir: self.data_dir.clone(),
+            agent: agent.clone(),
+            disk: Some(disk.to_string()),
+            checkpoint: id.to_string(),
+            output: Some(output),
+        };
+        let work = move |progress: &Progress| {
+            let done = restore::restore(options, &report(progress));
+            if let Err(RestoreError::Damaged(damage)) = &done {
+                tell_damage(&agent, &disk, id, &lines(damage));
+            }
+            Ok(restored(&done?))
+        };
+        Ok(Planned { about, work: Box::new(work) })
+    }
+
+    fn verify(&self, which: &Which, checkpoint: &str) -> Result<Planned, Problem> {
+        let (agent, disk, id) = self.find(which, checkpoint)?;
+        let (data_dir, about) = (self.data_dir.clone(), about(&agent, &disk, id));
+        let work = move |progress: &Progress| {
+            let (name, text) = (disk.to_string(), id.to_string());
+            let found = restore::verify_checkpoint(&data_dir, &agent, Some(&name), &text, &report(progress))?;
+            let damage = lines(&found.damage);
+            tell_damage(&agent, &disk, id, &damage);
+            Ok(Details::from([
+                ("checkpoint".to_owned(), value(text)),
+                ("disk".to_owned(), value(name)),
+                ("damage".to_owned(), value(damage)),
+            ]))
+        };
+        Ok(Planned { about, work: Box::new(work) })
+    }
+}
+
+fn tell_damage(agent: &AgentId, disk: &DiskId, id: CheckpointId, damage: &[String]) {
+    for line in damage {
+        error!(MESSAGE_ID = DAMAGE_FOUND, AGENT = %agent, DISK = %disk, CHECKPOINT = %id, "{line}");
+    }
+}
+
+/// Waits for an ordered checkpoint.
+fn wait(
+    runtime: &Handle,
+    receiver: &mut Receiver<Result<CheckpointId, Problem>>,
+    progress: &Progress,
+) -> Result<CheckpointId, Failure> {
+    loop {
+        match runtime.block_on(async { timeout(POLL, &mut *receiver).await }) {
+            Ok(Ok(done)) => return Ok(done?),
+            Ok(Err(_)) => {
+                let text =
+                    "the connection of the disk broke meanwhile: try again when 'blxctl status' is well";
+                return Err(Problem::new(ProblemKind::NotConnected, text).into());
+            }
+            Err(_) if progress.is_canceled() => return Err(canceled().into()),
+            Err(_) => {}
+        }
+    }
+}
