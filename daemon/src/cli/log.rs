@@ -2,7 +2,10 @@
 
 use std::io::IsTerminal;
 
+use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -12,11 +15,23 @@ pub(crate) fn init() {
     let registry = tracing_subscriber::registry().with(filter);
     // systemd sets JOURNAL_STREAM for what it connected to the journal (systemd.exec(5)).
     let color = std::io::stderr().is_terminal();
-    let plain =
-        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(color);
+    let plain = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(color)
+        .fmt_fields(debug_fn(plain_field).delimited(" "));
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     match journal {
         Some(journal) => registry.with(journal.with_field_prefix(None)).init(),
         None => registry.with(plain).init(),
+    }
+}
+
+/// A field for people: a MESSAGE_ID says nothing to them.
+fn plain_field(out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug) -> std::fmt::Result {
+    match field.name() {
+        "MESSAGE_ID" => Ok(()),
+        "message" => write!(out, "{value:?}"),
+        name => write!(out, "{name}={value:?}"),
     }
 }
