@@ -113,7 +113,7 @@ pub trait Control: Send + Sync + 'static {
     /// Which.
     fn role(&self) -> Role;
 
-    /// The agents that are known.
+    /// The agents that are known. Cheap: asked twice a second.
     fn agents(&self) -> Vec<AgentStatus>;
 
     /// The disks that are known. Cheap: asked twice a second.

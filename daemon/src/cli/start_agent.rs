@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use blxrep::agent::control::AgentControl;
 use blxrep::agent::disk::Disk;
 use blxrep::agent::disk_id::disk_id;
 use blxrep::agent::link::Dial;
 use blxrep::agent::run;
 use blxrep::agent::shared::Shared;
+use blxrep::bus;
 use blxrep::config::{AgentConfig, ConfigError, Settings};
 use blxrep::device::BlockDevice;
 use blxrep::freeze::record::thaw_leftovers;
@@ -27,6 +29,7 @@ use blxrep::tracker::{Gap, Tracker};
 use blxrep::watchdog::Watchdog;
 use blxrep::wire::key::AgentKey;
 use blxrep::wire::tls::connector;
+use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 use super::service;
@@ -70,6 +73,8 @@ pub(crate) fn run(
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let stop = service::stop_on_signal()?;
+        let control = AgentControl { shared: shared.clone(), dial: dial.clone(), runtime: Handle::current() };
+        let on_bus = tokio::spawn(bus::run(Arc::new(control), shared.checkpoints.subscribe(), stop.clone()));
         let of = shared.clone();
         service::reload_on_hangup(move || reload(&of, reread()?))?;
         service::ready();
@@ -78,6 +83,9 @@ pub(crate) fn run(
             never = shared.watchdog.feed() => match never {},
             never = service::show_status(|| status(&shared)) => match never {},
         };
+        if result.is_ok() {
+            on_bus.await?;
+        }
         info!("the agent stopped; tracking goes on");
         Ok(result?)
     })

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use blxrep::bus;
 use blxrep::config::{DispatcherConfig, Settings};
+use blxrep::dispatcher::control::DispatcherControl;
 use blxrep::dispatcher::fetch::Fetches;
 use blxrep::dispatcher::registry::{House, Registry};
 use blxrep::dispatcher::server::Server;
@@ -21,6 +23,7 @@ use blxrep::watchdog::Watchdog;
 use blxrep::wire::key::Agents;
 use blxrep::wire::tls::Identity;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::{broadcast, watch};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
@@ -79,6 +82,12 @@ async fn serve(
         fetches: Fetches::default(),
     });
     info!("the dispatcher listens on {address}");
+    let control = DispatcherControl {
+        registry: registry.clone(),
+        data_dir: config.data_dir.clone(),
+        runtime: Handle::current(),
+    };
+    let on_bus = tokio::spawn(bus::run(Arc::new(control), house.checkpoints.subscribe(), stop.clone()));
     let of = house.clone();
     service::reload_on_hangup(move || reload(&config, &of, reread()?))?;
     service::ready();
@@ -87,6 +96,7 @@ async fn serve(
         never = house.watchdog.feed() => match never {},
         never = service::show_status(|| status(&registry, address)) => match never {},
     };
+    on_bus.await?;
     spawn_blocking(move || registry.stop()).await?;
     info!("the dispatcher stopped");
     Ok(result?)

@@ -1,0 +1,288 @@
+//! `org.blxrep.Manager`: what can be asked and ordered.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use blxrep_dbus::problem::{Problem, ProblemKind};
+use blxrep_dbus::words::JobType;
+use blxrep_dbus::{ACTION_CHECKPOINT, ACTION_INSPECT, ACTION_PAUSE, ACTION_RESTORE, disk_path};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tracing::error;
+use zbus::Connection;
+use zbus::message::Header;
+use zbus::object_server::SignalEmitter;
+use zbus::wire::{OwnedObjectPath, OwnedVariant, Variant};
+
+use super::access::Access;
+use super::control::{About, Control, Details, Planned, RestoreRequest, Which};
+use super::jobs::Jobs;
+use super::options::{Options, name, target, which};
+use crate::restore::ShowRow;
+use crate::status::AgentStatus;
+
+/// Calls that are carried out at once; more wait.
+const CALLS_MAX: usize = 8;
+
+type RawOptions = HashMap<String, OwnedVariant>;
+
+/// What a daemon serves, on whichever connection.
+#[derive(Clone)]
+pub(super) struct Manager {
+    pub(super) control: Arc<dyn Control>,
+    pub(super) access: Access,
+    pub(super) jobs: Arc<Jobs>,
+    /// As they were last looked at: a property that had to wait would hold up every other call.
+    pub(super) agents: Arc<Mutex<Vec<AgentStatus>>>,
+    calls: Arc<Semaphore>,
+}
+
+impl Manager {
+    /// No jobs and no agents yet.
+    pub(super) fn new(control: Arc<dyn Control>, access: Access) -> Self {
+        let jobs = Arc::new(Jobs::new(access.clone()));
+        Self { control, access, jobs, agents: Arc::default(), calls: Arc::new(Semaphore::new(CALLS_MAX)) }
+    }
+
+    /// Lets a call pass, or not. Gives the user it comes from.
+    async fn admit(&self, call: &Call<'_>, action: &str, about: &About) -> Result<u32, Problem> {
+        let uid = self.access.caller_uid(call.connection, call.header).await?;
+        self.access.check(call.connection, call.header, uid, action, about).await?;
+        Ok(uid)
+    }
+
+    /// Asks the role, on a thread that may block.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&dyn Control) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let _permit = self.calls.acquire().await;
+        let control = self.control.clone();
+        spawn_blocking(move || question(&*control)).await.unwrap_or_else(|fault| {
+            error!("a call from the bus broke off: {fault}");
+            let message = "the call broke off by a fault of the program: the journal says where";
+            Err(Problem::new(ProblemKind::Failed, message))
+        })
+    }
+
+    async fn set_paused(
+        &self,
+        call: &Call<'_>,
+        agent: &str,
+        options: RawOptions,
+        paused: bool,
+    ) -> Result<Vec<OwnedObjectPath>, Problem> {
+        let mut options = Options::new(options, &["disk"])?;
+        let which = which(agent, &mut options)?;
+        self.admit(call, ACTION_PAUSE, &about(&which, "", "")).await?;
+        let changed = self.ask(move |control| control.set_paused(&which, paused)).await?;
+        let paths = changed.iter().map(|(agent, disk)| disk_path(agent.as_str(), disk.as_str()));
+        paths.map(|path| OwnedObjectPath::try_from(path).map_err(no_path)).collect()
+    }
+
+    /// Begins a job for a caller who was let pass.
+    async fn begin(
+        &self,
+        kind: JobType,
+        uid: u32,
+        plan: impl FnOnce(&dyn Control) -> Result<Planned, Problem> + Send + 'static,
+    ) -> Result<OwnedObjectPath, Problem> {
+        let slot = self.jobs.slot()?;
+        let planned = self.ask(plan).await?;
+        self.jobs.begin(slot, kind, uid, planned).await
+    }
+}
+
+/// Where a call comes from.
+struct Call<'a> {
+    connection: &'a Connection,
+    header: &'a Header<'a>,
+}
+
+// No method takes `&mut self`: one that waits for a person would hold up all others.
+#[zbus::interface(name = "org.blxrep.Manager", introspection_docs = false)]
+impl Manager {
+    #[zbus(out_args("checkpoints"))]
+    async fn show(
+        &self,
+        agent: &str,
+        options: RawOptions,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<Vec<Details>, Problem> {
+        let mut options = Options::new(options, &["disk", "start", "end"])?;
+        let which = which(agent, &mut options)?;
+        let (start, end) = (options.minute("start")?, options.minute("end")?);
+        let call = Call { connection, header: &header };
+        self.admit(&call, ACTION_INSPECT, &about(&which, "", "")).await?;
+        let rows = self.ask(move |control| control.show(&which, start, end)).await?;
+        Ok(rows.into_iter().map(row_details).collect())
+    }
+
+    #[zbus(out_args("job"))]
+    async fn restore(
+        &self,
+        agent: &str,
+        checkpoint: &str,
+        target: &str,
+        options: RawOptions,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath, Problem> {
+        let mut options = Options::new(options, &["disk", "output"])?;
+        let which = which(agent, &mut options)?;
+        let output = options.file("output")?;
+        name("checkpoint", checkpoint)?;
+        self::target(target, output.is_some())?;
+        let call = Call { connection, header: &header };
+        let uid = self.admit(&call, ACTION_RESTORE, &about(&which, checkpoint, target)).await?;
+        let (checkpoint, target) = (checkpoint.to_owned(), PathBuf::from(target));
+        let request = RestoreRequest { which, checkpoint, target, output };
+        self.begin(JobType::Restore, uid, move |control| control.restore(request)).await
+    }
+
+    #[zbus(out_args("changed"))]
+    async fn pause(
+        &self,
+        agent: &str,
+        options: RawOptions,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<Vec<OwnedObjectPath>, Problem> {
+        self.set_paused(&Call { connection, header: &header }, agent, options, true).await
+    }
+
+    #[zbus(out_args("changed"))]
+    async fn resume(
+        &self,
+        agent: &str,
+        options: RawOptions,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<Vec<OwnedObjectPath>, Problem> {
+        self.set_paused(&Call { connection, header: &header }, agent, options, false).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn sync(
+        &self,
+        agent: &str,
+        options: RawOptions,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath, Problem> {
+        let mut options = Options::new(options, &["disk"])?;
+        let which = which(agent, &mut options)?;
+        let call = Call { connection, header: &header };
+        let uid = self.admit(&call, ACTION_CHECKPOINT, &about(&which, "", "")).await?;
+        self.begin(JobType::Sync, uid, move |control| control.sync(&which)).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn verify(
+        &self,
+        agent: &str,
+        checkpoint: &str,
+        options: RawOptions,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath, Problem> {
+        let mut options = Options::new(options, &["disk"])?;
+        let which = which(agent, &mut options)?;
+        name("checkpoint", checkpoint)?;
+        let call = Call { connection, header: &header };
+        let uid = self.admit(&call, ACTION_CHECKPOINT, &about(&which, checkpoint, "")).await?;
+        let checkpoint = checkpoint.to_owned();
+        self.begin(JobType::Verify, uid, move |control| control.verify(&which, &checkpoint)).await
+    }
+
+    #[zbus(signal)]
+    pub(super) async fn job_new(
+        emitter: &SignalEmitter<'_>,
+        id: u32,
+        job: OwnedObjectPath,
+    ) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    pub(super) async fn job_removed(
+        emitter: &SignalEmitter<'_>,
+        id: u32,
+        job: OwnedObjectPath,
+        result: &str,
+        details: Details,
+    ) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    pub(super) async fn checkpoint_added(
+        emitter: &SignalEmitter<'_>,
+        agent: &str,
+        disk: &str,
+        id: &str,
+    ) -> zbus::Result<()>;
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn role(&self) -> &str {
+        self.control.role().as_str()
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> &str {
+        env!("CARGO_PKG_VERSION")
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn agents(&self) -> Vec<Details> {
+        let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        agents.iter().map(agent_details).collect()
+    }
+}
+
+fn about(which: &Which, checkpoint: &str, target: &str) -> About {
+    About {
+        agent: which.agent.clone(),
+        disk: which.disk.clone().unwrap_or_default(),
+        checkpoint: checkpoint.to_owned(),
+        target: target.to_owned(),
+    }
+}
+
+fn no_path(error: zbus::Error) -> Problem {
+    Problem::new(ProblemKind::Failed, format!("a disk has no path: {error}"))
+}
+
+/// Named values for a message.
+pub(super) fn named<'a>(values: impl IntoIterator<Item = (&'a str, Variant<'static>)>) -> Details {
+    // Only a file could fail to become owned, and there is none.
+    let owned = |(name, value)| Some((str::to_owned(name), OwnedVariant::try_from(value).ok()?));
+    values.into_iter().filter_map(owned).collect()
+}
+
+fn row_details(row: ShowRow) -> Details {
+    named([
+        ("checkpoint", row.checkpoint.into()),
+        ("agent", row.agent.into()),
+        ("disk", row.disk.into()),
+        ("device", row.device.into()),
+        ("time", row.time.into()),
+        ("consistency", row.consistency.into()),
+        ("size_bytes", row.size_bytes.into()),
+        ("delta_bytes", row.delta_bytes.into()),
+        ("stored_bytes", row.stored_bytes.into()),
+        ("parent", row.parent.unwrap_or_default().into()),
+        ("freeze_ms", row.freeze_ms.into()),
+        ("note", row.note.into()),
+    ])
+}
+
+fn agent_details(agent: &AgentStatus) -> Details {
+    named([
+        ("id", agent.id.to_string().into()),
+        ("connected", agent.connected.into()),
+        ("hostname", agent.hostname.clone().into()),
+        ("version", agent.version.clone().into()),
+        ("address", agent.address.clone().into()),
+        ("last_seen_usec", agent.last_seen_unix_ms.saturating_mul(1000).into()),
+        ("disks", agent.disks.into()),
+    ])
+}
