@@ -314,4 +314,31 @@ fn a_fetch_that_is_cut_or_canceled_leaves_nothing() {
     let error = session.fetch(&runtime, None, "latest", &kill).unwrap_err();
     assert!(error.to_string().contains("the connection ended"), "{error}");
     assert!(began.elapsed() < Duration::from_secs(30));
+    drop(session);
+    for signal in ["INT", "TERM"] {
+        interrupted(&lab, &agent, signal);
+    }
+}
+
+/// A restore on the command line that is interrupted cleans up and says so.
+fn interrupted(lab: &Lab, agent: &str, signal: &str) {
+    let (data, out) = (lab.path("data"), lab.path("cli"));
+    fs::create_dir_all(&out).unwrap();
+    let output = format!("{out}/x.img");
+    let child = Command::new(BLXREP)
+        .args(["dispatcher", "restore", "--agent", agent, "--data-dir", &data, "--checkpoint", "latest"])
+        .args(["--output", &output])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let end = Instant::now() + Duration::from_secs(10);
+    while fs::read_dir(&out).unwrap().count() == 0 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    run("kill", &["-s", signal, &child.id().to_string()]);
+    let done = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert!(said.contains("canceled"), "{said}");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0, "something is left");
 }
