@@ -10,6 +10,7 @@
 
 mod common {
     pub(crate) mod lab;
+    pub(crate) mod wire;
 }
 
 use std::fs;
@@ -18,17 +19,16 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use blxrep::agent::link::Dial;
 use blxrep::geometry::Geometry;
 use blxrep::ids::Epoch;
 use blxrep::tracker::{Claim, Gap};
-use blxrep::wire::frame::{FRAME_MAX_BYTES, Frame, decode, decode_message, encode_message};
-use blxrep::wire::key::{AgentKey, hex};
-use blxrep::wire::message::{ConfigDown, ConfigUp, DiskDown, DiskOffer, DiskUp, RestoreDown, RestoreUp};
-use blxrep::wire::socket::{ClientSocket, ConnectError};
-use blxrep::wire::{Endpoint, header, tls};
+use blxrep::wire::frame::{FRAME_MAX_BYTES, decode_message, encode_message};
+use blxrep::wire::message::{DiskDown, DiskUp};
+use blxrep::wire::socket::ConnectError;
+use blxrep::wire::{Endpoint, header};
 use common::lab::{BLXREP, Lab, run, wait_for};
-use futures_util::{SinkExt, StreamExt};
+use common::wire::{dial, disk_headers, next, send, session};
+use futures_util::SinkExt;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
 fn blxrep(args: &[&str]) -> Output {
@@ -294,46 +294,6 @@ fn damage_is_named_and_nothing_is_written() {
     assert!(lab.restore(&agent, &disk.name, "latest", &output).status.success());
 }
 
-fn dial(lab: &Lab, agent: &str) -> Dial {
-    let key = AgentKey::load(Path::new(&lab.path(&format!("{agent}.key")))).unwrap();
-    let addr = format!("127.0.0.1:{}", lab.port).parse().unwrap();
-    Dial { addr, connector: tls::connector(key.fingerprint).unwrap(), key }
-}
-
-async fn send(socket: &mut ClientSocket, bytes: Vec<u8>) {
-    socket.send(Message::Binary(Bytes::from(bytes))).await.unwrap();
-}
-
-/// The next binary frame; `None` when the connection ends.
-async fn next(socket: &mut ClientSocket) -> Option<Vec<u8>> {
-    loop {
-        match tokio::time::timeout(std::time::Duration::from_secs(10), socket.next())
-            .await
-            .expect("no answer")
-        {
-            Some(Ok(Message::Binary(bytes))) => return Some(bytes.into()),
-            Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
-            Some(Ok(_)) => {}
-        }
-    }
-}
-
-async fn session(dial: &Dial, disk: &str, geometry: Geometry) -> (ClientSocket, Vec<(&'static str, String)>) {
-    let mut config = dial.open(Endpoint::Config, &dial.headers()).await.unwrap();
-    let disks = vec![DiskOffer { disk: disk.parse().unwrap(), device: disk.to_owned(), geometry }];
-    let hello = ConfigUp::Hello { software: "test".into(), boot_id: "x".into(), disks };
-    send(&mut config, encode_message(&hello).unwrap()).await;
-    let welcome = decode_message(&next(&mut config).await.unwrap()).unwrap();
-    let ConfigDown::Welcome { session } = welcome else { panic!("{welcome:?}") };
-    let mut headers = dial.headers();
-    headers.extend([
-        (header::SESSION, hex(&session)),
-        (header::DISK, disk.to_owned()),
-        (header::LINK, "7".to_owned()),
-    ]);
-    (config, headers)
-}
-
 fn attach(geometry: Geometry) -> Vec<u8> {
     let claim = Claim { epoch: Epoch([9; 16]), base: None, gap: Some(Gap::NewTracker) };
     encode_message(&DiskUp::Attach { device: "sdx".into(), geometry, claim }).unwrap()
@@ -356,7 +316,8 @@ async fn garbage_on_every_endpoint() {
         wait_for("the place to be free", 5, || lab.dispatcher.as_ref().unwrap().log().contains("is gone"));
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
-    let (_config, headers) = session(&dial, "sdx", geometry).await;
+    let (_config, token) = session(&dial, "sdx", geometry).await;
+    let headers = disk_headers(&dial, token, "sdx");
     for bad in ["../../x", "", "sdy"] {
         let mut headers = headers.clone();
         headers.retain(|(name, _)| *name != header::DISK);
@@ -366,7 +327,9 @@ async fn garbage_on_every_endpoint() {
     }
     let mut without = headers.clone();
     without.retain(|(name, _)| *name != header::SESSION);
-    assert!(dial.open(Endpoint::Live, &without).await.is_err(), "the session must be named");
+    for endpoint in [Endpoint::Live, Endpoint::Restore] {
+        assert!(dial.open(endpoint, &without).await.is_err(), "the session must be named on {endpoint}");
+    }
 
     for bytes in garbage.iter().chain(&[vec![0; FRAME_MAX_BYTES + 1]]) {
         for endpoint in [Endpoint::Live, Endpoint::Snapshot, Endpoint::Restore] {
@@ -407,51 +370,4 @@ async fn garbage_on_every_endpoint() {
     }
     let rows = lab.show(&agent, None);
     assert!(rows.is_empty(), "no checkpoint came of it: {rows:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_restore_endpoint_gives_an_agent_its_own_bytes_and_no_others() {
-    let mut lab = Lab::new("fetch");
-    let disk = lab.loop_disk(16);
-    run(
-        "dd",
-        &["if=/dev/urandom", &format!("of={}", disk.path), "bs=1M", "count=6", "oflag=direct", "status=none"],
-    );
-    let agent = lab.agent("a");
-    lab.enroll(&agent);
-    let stranger = lab.agent("b");
-    lab.enroll(&stranger);
-    lab.start_dispatcher(&["--sync-freq", "1s"]);
-    let process = lab.start_agent(&agent, &[&disk.path], &[]);
-    lab.wait_checkpoints(&agent, &disk.name, 2, 30);
-    drop(process);
-    let geometry = Geometry::new(16 << 20, 12).unwrap();
-    let expected = fs::read(&disk.path).unwrap();
-    for (who, own) in [(&agent, true), (&stranger, false)] {
-        let dial = dial(&lab, who);
-        let mut tries = 0;
-        while tries < 50 && dial.open(Endpoint::Config, &dial.headers()).await.is_err() {
-            tries += 1;
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-        let (_config, headers) = session(&dial, &disk.name, geometry).await;
-        let mut restore = dial.open(Endpoint::Restore, &headers).await.unwrap();
-        send(&mut restore, encode_message(&RestoreUp::Fetch { checkpoint: None }).unwrap()).await;
-        let mut found = Vec::new();
-        let mut ended = false;
-        while let Some(frame) = next(&mut restore).await {
-            match decode::<RestoreDown>(&frame, geometry).unwrap() {
-                Frame::Message(RestoreDown::End) => ended = true,
-                Frame::Message(RestoreDown::Begin { geometry: of, .. }) => assert_eq!(of, geometry),
-                Frame::Message(RestoreDown::Refused { .. }) => assert!(!own),
-                Frame::Data { run, .. } => {
-                    let (_, len) = geometry.range(run.extent().first, run.extent().count);
-                    found.extend(run.unpack(geometry).unwrap().unwrap_or(vec![0; len as usize]));
-                }
-            }
-        }
-        assert_eq!(ended, own);
-        assert!(if own { found == expected } else { found.is_empty() });
-    }
 }

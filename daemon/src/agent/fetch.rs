@@ -4,6 +4,9 @@
 //! The dispatcher is believed nothing: blocks must have their hashes and come whole and in order, and what was written
 //! is read back. What must never happen here: success reported before that, a part left that looks like a whole image.
 
+#[cfg(test)]
+mod tests;
+
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;

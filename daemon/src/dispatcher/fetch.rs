@@ -207,3 +207,49 @@ fn verify(chosen: &Chosen, verify_bytes: u64, out: &mpsc::Sender<Vec<u8>>) -> Re
         send(out, encode_message(&RestoreDown::Verifying { done_bytes }).unwrap_or_default())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Damage;
+
+    #[test]
+    fn an_agent_is_told_nothing_of_others_and_no_path() {
+        let found = RestoreError::NotFound(Missing::Agent, "nothing of web1; there is: web2 in /srv".into());
+        let refusal = Refusal::from(found);
+        assert_eq!(refusal.kind, RefusalKind::NoAgent);
+        assert!(!refusal.reason.contains("web2") && !refusal.reason.contains("/srv"), "{refusal:?}");
+        let found = RestoreError::NotFound(Missing::Checkpoint, "there is no checkpoint x".into());
+        assert_eq!(Refusal::from(found).kind, RefusalKind::NoCheckpoint);
+    }
+
+    #[test]
+    fn damage_is_listed_up_to_a_bound_and_fits_into_a_frame() {
+        let damage = |count: usize| {
+            let all = (0..count).map(|n| Damage::new(format!("{n}.bak"), "x".repeat(5000))).collect();
+            Refusal::from(RestoreError::Damaged(all))
+        };
+        let all = damage(DAMAGE_MAX_LINES);
+        assert_eq!((all.kind, all.damage.len()), (RefusalKind::Damaged, DAMAGE_MAX_LINES));
+        assert!(all.damage.last().unwrap().starts_with("99.bak"));
+        let Refusal { kind, reason, damage } = damage(DAMAGE_MAX_LINES + 50);
+        assert_eq!((damage.len(), damage.last().unwrap().as_str()), (DAMAGE_MAX_LINES, "and 51 more"));
+        assert!(encode_message(&RestoreDown::Refused { kind, reason, damage }).is_ok());
+    }
+
+    #[test]
+    fn names_that_are_none_are_refused_before_anything_is_looked_for() {
+        let (out, _outbound) = mpsc::channel(1);
+        let agent = "web1".parse().unwrap();
+        for (disk, checkpoint) in [
+            (None, "x".repeat(NAME_MAX_BYTES + 1)),
+            (None, "latest\n".to_owned()),
+            (Some("sd\u{e4}".to_owned()), "latest".to_owned()),
+            (Some("s da".to_owned()), "latest".to_owned()),
+        ] {
+            let wanted = RestoreUp::Fetch { disk, checkpoint };
+            let refusal = stream(Path::new("/nonexistent"), &agent, &wanted, &out).unwrap_err();
+            assert_eq!(refusal.kind, RefusalKind::Usage, "{wanted:?}");
+        }
+    }
+}

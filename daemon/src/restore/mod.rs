@@ -21,7 +21,7 @@ mod output;
 mod show;
 mod target;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 use std::io;

@@ -119,10 +119,10 @@ impl Target {
         let temporary = path.with_file_name(unique);
         let open = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary);
         let file = open.map_err(|e| RestoreError::output(&path, "create it", e))?;
-        Self::new(file, path, Kind::New(temporary)).as_long_as(size_bytes)
+        Self::new(file, path, Kind::New(temporary)).make_long(size_bytes)
     }
 
-    fn as_long_as(self, size_bytes: u64) -> Result<Self, RestoreError> {
+    fn make_long(self, size_bytes: u64) -> Result<Self, RestoreError> {
         self.file.set_len(size_bytes).map_err(|e| self.failed("make it as long as the disk", e))?;
         Ok(self)
     }
@@ -141,7 +141,7 @@ impl Target {
             kind if kind.is_block_device() => Self::new(file, path, Kind::Device).large_enough(size_bytes),
             kind if !kind.is_file() => refused("is neither a file nor a block device"),
             _ if meta.len() > 0 => refused("is not empty and is not overwritten: give an empty file"),
-            _ => Self::new(file, path, Kind::Given).as_long_as(size_bytes),
+            _ => Self::new(file, path, Kind::Given).make_long(size_bytes),
         }
     }
 

@@ -239,10 +239,10 @@ fn what_is_not_there_is_said_with_what_is() {
 }
 
 /// A loop device over a file, gone when dropped.
-pub(super) struct Loop(pub(super) String);
+pub(crate) struct Loop(pub(crate) String);
 
 impl Loop {
-    pub(super) fn over(file: &Path) -> Self {
+    pub(crate) fn over(file: &Path) -> Self {
         let out = Command::new("losetup").args(["--find", "--show"]).arg(file).output().unwrap();
         assert!(out.status.success(), "this test needs root and loop devices: {out:?}");
         Self(String::from_utf8(out.stdout).unwrap().trim().to_owned())

@@ -1,0 +1,71 @@
+//! The agent's side of the protocol, spoken by hand.
+#![allow(dead_code, unreachable_pub, reason = "every test binary uses another part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends so")]
+
+use std::path::Path;
+
+use blxrep::agent::link::Dial;
+use blxrep::geometry::Geometry;
+use blxrep::wire::frame::{decode_message, encode_message};
+use blxrep::wire::key::{AgentKey, hex};
+use blxrep::wire::message::{ConfigDown, ConfigUp, DiskOffer};
+use blxrep::wire::socket::ClientSocket;
+use blxrep::wire::{Endpoint, header, tls};
+use futures_util::{SinkExt, StreamExt};
+use tokio_tungstenite::tungstenite::{Bytes, Message};
+
+use super::lab::Lab;
+
+pub fn dial(lab: &Lab, agent: &str) -> Dial {
+    let key = AgentKey::load(Path::new(&lab.path(&format!("{agent}.key")))).unwrap();
+    let addr = format!("127.0.0.1:{}", lab.port).parse().unwrap();
+    Dial { addr, connector: tls::connector(key.fingerprint).unwrap(), key }
+}
+
+pub async fn send(socket: &mut ClientSocket, bytes: Vec<u8>) {
+    socket.send(Message::Binary(Bytes::from(bytes))).await.unwrap();
+}
+
+/// The next binary frame; `None` when the connection ends.
+pub async fn next(socket: &mut ClientSocket) -> Option<Vec<u8>> {
+    loop {
+        match tokio::time::timeout(std::time::Duration::from_secs(10), socket.next())
+            .await
+            .expect("no answer")
+        {
+            Some(Ok(Message::Binary(bytes))) => return Some(bytes.into()),
+            Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
+            Some(Ok(_)) => {}
+        }
+    }
+}
+
+/// Begins a session that offers one disk; waits for a session before to end. Gives its connection and its token.
+pub async fn session(dial: &Dial, disk: &str, geometry: Geometry) -> (ClientSocket, [u8; 16]) {
+    let mut tries = 0;
+    let mut config = loop {
+        match dial.open(Endpoint::Config, &dial.headers()).await {
+            Ok(config) => break config,
+            Err(error) => assert!(tries < 100, "{error}"),
+        }
+        tries += 1;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    };
+    let disks = vec![DiskOffer { disk: disk.parse().unwrap(), device: disk.to_owned(), geometry }];
+    let hello = ConfigUp::Hello { software: "test".into(), boot_id: "x".into(), disks };
+    send(&mut config, encode_message(&hello).unwrap()).await;
+    let welcome = decode_message(&next(&mut config).await.unwrap()).unwrap();
+    let ConfigDown::Welcome { session } = welcome else { panic!("{welcome:?}") };
+    (config, session)
+}
+
+/// The headers of a disk's connections.
+pub fn disk_headers(dial: &Dial, session: [u8; 16], disk: &str) -> Vec<(&'static str, String)> {
+    let mut headers = dial.headers();
+    headers.extend([
+        (header::SESSION, hex(&session)),
+        (header::DISK, disk.to_owned()),
+        (header::LINK, "7".to_owned()),
+    ]);
+    headers
+}

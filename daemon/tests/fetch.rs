@@ -1,0 +1,344 @@
+//! Checkpoints come back over `/ws/restore`: an agent's own, of any of its disks, and nobody else's.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends so"
+)]
+
+mod common {
+    pub(crate) mod lab;
+    pub(crate) mod wire;
+}
+
+use std::fs::{self, OpenOptions};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use blxrep::agent::fetch::{FetchError, FetchRequest, fetch};
+use blxrep::agent::link::Dial;
+use blxrep::geometry::Geometry;
+use blxrep::restore::{ErrorClass, Output, Progress, RestoreReport};
+use blxrep::wire::frame::{decode_message, encode_message};
+use blxrep::wire::key::hex;
+use blxrep::wire::message::{RefusalKind, RestoreDown, RestoreUp};
+use blxrep::wire::socket::ConnectError;
+use blxrep::wire::{Endpoint, header};
+use common::lab::{BLXREP, Lab, TestDisk, run, wait_for};
+use common::wire::{dial, next, send, session};
+use futures_util::StreamExt;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+
+const GO_ON: Progress<'_> = &|_, _| ControlFlow::Continue(());
+
+fn fill(disk: &TestDisk, mib: u32) {
+    let (of, count) = (format!("of={}", disk.path), format!("count={mib}"));
+    run("dd", &["if=/dev/urandom", &of, "bs=1M", &count, "oflag=direct", "status=none"]);
+}
+
+/// Replicates a disk until it has two checkpoints, and gives its id. The dispatcher runs.
+fn store(lab: &Lab, agent: &str, disk: &TestDisk) -> String {
+    let process = lab.start_agent(agent, &[&disk.path], &[]);
+    let rows = lab.wait_checkpoints(agent, &disk.name, 2, 60);
+    drop(process);
+    rows[0]["disk"].as_str().unwrap().to_owned()
+}
+
+/// A session of an agent whose only disk is a new one that nothing is stored of: the worst day.
+struct Session {
+    dial: Dial,
+    token: [u8; 16],
+    /// Answers pings; aborted, it ends the session.
+    config: JoinHandle<()>,
+    out: PathBuf,
+}
+
+impl Session {
+    fn begin(lab: &Lab, runtime: &Runtime, agent: &str) -> Self {
+        let dial = dial(lab, agent);
+        let new = Geometry::new(4 << 20, 12).unwrap();
+        let (mut config, token) = runtime.block_on(session(&dial, "brandnew", new));
+        let config = runtime.spawn(async move { while config.next().await.is_some_and(|m| m.is_ok()) {} });
+        let out = PathBuf::from(lab.path(&format!("out-{agent}")));
+        fs::create_dir_all(&out).unwrap();
+        Self { dial, token, config, out }
+    }
+
+    fn fetch(
+        &self,
+        runtime: &Runtime,
+        disk: Option<&str>,
+        checkpoint: &str,
+        progress: Progress<'_>,
+    ) -> Result<RestoreReport, FetchError> {
+        let (disk, checkpoint) = (disk.map(str::to_owned), checkpoint.to_owned());
+        let request = FetchRequest { disk, checkpoint, output: Output::Path(self.out.join("x.img")) };
+        let result = fetch(&self.dial, self.token, request, runtime.handle(), progress);
+        let left = fs::read_dir(&self.out).unwrap().count();
+        assert_eq!(left, usize::from(result.is_ok()), "left behind after {result:?}");
+        result
+    }
+
+    /// A fetch that must give these bytes.
+    fn gives(&self, runtime: &Runtime, disk: Option<&str>, checkpoint: &str, bytes: &[u8]) -> RestoreReport {
+        let report = self.fetch(runtime, disk, checkpoint, GO_ON).unwrap();
+        assert!(
+            fs::read(&report.output).unwrap() == bytes,
+            "{disk:?} {checkpoint} came back as something else"
+        );
+        fs::remove_file(&report.output).unwrap();
+        report
+    }
+
+    /// A fetch that the dispatcher must refuse.
+    fn refused(
+        &self,
+        runtime: &Runtime,
+        disk: Option<&str>,
+        checkpoint: &str,
+    ) -> (RefusalKind, String, Vec<String>) {
+        match self.fetch(runtime, disk, checkpoint, GO_ON) {
+            Err(FetchError::Refused { kind, reason, damage, .. }) => (kind, reason, damage),
+            other => panic!("{disk:?} {checkpoint} must be refused: {other:?}"),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.config.abort();
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+#[test]
+fn an_agent_gets_its_own_checkpoints_and_no_others() {
+    let mut lab = Lab::new("own");
+    let runtime = runtime();
+    let (one, two, other) = (lab.loop_disk(16), lab.loop_disk(8), lab.loop_disk(8));
+    [(&one, 6), (&two, 8), (&other, 8)].iter().for_each(|(disk, mib)| fill(disk, *mib));
+    let (agent, stranger, newcomer) = (lab.agent("a"), lab.agent("b"), lab.agent("c"));
+    [&agent, &stranger, &newcomer].iter().for_each(|agent| drop(lab.enroll(agent)));
+    lab.start_dispatcher(&["--sync-freq", "1s"]);
+    let one_id = store(&lab, &agent, &one);
+    let own = Session::begin(&lab, &runtime, &agent);
+    let bytes = fs::read(&one.path).unwrap();
+    own.gives(&runtime, None, "latest", &bytes);
+    drop(own);
+    store(&lab, &agent, &two);
+    let other_id = store(&lab, &stranger, &other);
+
+    let own = Session::begin(&lab, &runtime, &agent);
+    let first = lab.show(&agent, Some(&one.name))[0]["checkpoint"].as_str().unwrap().to_owned();
+    for disk in [one_id.as_str(), &one.name, &one.path] {
+        let report = own.gives(&runtime, Some(disk), "latest", &bytes);
+        let checkpoint = report.checkpoint;
+        assert_eq!((checkpoint.agent.as_str(), checkpoint.disk.as_str()), (agent.as_str(), one_id.as_str()));
+        assert_eq!(checkpoint.device, one.name);
+        let report = own.gives(&runtime, Some(disk), &first, &bytes);
+        assert_eq!(report.checkpoint.id.to_string(), first);
+    }
+    own.gives(&runtime, Some(&two.name), "latest", &fs::read(&two.path).unwrap());
+    let (kind, reason, _) = own.refused(&runtime, None, "latest");
+    assert!(
+        kind == RefusalKind::Usage && reason.contains(&one.name) && reason.contains(&two.name),
+        "{reason}"
+    );
+    assert_eq!(own.refused(&runtime, Some(&one.name), "203011212034").0, RefusalKind::NoCheckpoint);
+    assert_eq!(own.refused(&runtime, Some(&one.name), "newest").0, RefusalKind::Usage);
+    assert_eq!(own.refused(&runtime, Some("brandnew"), "latest").0, RefusalKind::NoDisk);
+    let up = format!("../{stranger}/{other_id}");
+    for disk in [other_id.as_str(), &other.name, &up] {
+        let (kind, reason, _) = own.refused(&runtime, Some(disk), "latest");
+        assert_eq!(kind, RefusalKind::NoDisk, "{reason}");
+    }
+    let theirs = Session::begin(&lab, &runtime, &stranger);
+    theirs.gives(&runtime, None, "latest", &fs::read(&other.path).unwrap());
+    assert_eq!(theirs.refused(&runtime, Some(&one_id), "latest").0, RefusalKind::NoDisk);
+    let nothing = Session::begin(&lab, &runtime, &newcomer);
+    let (kind, reason, _) = nothing.refused(&runtime, None, "latest");
+    assert!(kind == RefusalKind::NoAgent && !reason.contains(&agent), "{reason}");
+    // Another agent's session is no session.
+    let mixed = Session {
+        token: own.token,
+        dial: theirs.dial.clone(),
+        config: runtime.spawn(async {}),
+        out: own.out.clone(),
+    };
+    let error = mixed.fetch(&runtime, None, "latest", GO_ON).unwrap_err();
+    assert!(matches!(error, FetchError::Connect(ConnectError::Refused { status: 403, .. })), "{error}");
+}
+
+#[test]
+fn an_agent_that_may_not_restore_and_a_damaged_store() {
+    let mut lab = Lab::new("may");
+    let runtime = runtime();
+    let disk = lab.loop_disk(8);
+    fill(&disk, 8);
+    let (agent, barred) = (lab.agent("a"), lab.agent("b"));
+    lab.enroll(&agent);
+    let (data, agents) = (lab.path("data"), lab.path("agents"));
+    let key =
+        run(BLXREP, &["enroll", &barred, "--data-dir", &data, "--agents-file", &agents, "--no-restore"]);
+    let key_file = lab.path(&format!("{barred}.key"));
+    fs::write(&key_file, key).unwrap();
+    run("chmod", &["600", &key_file]);
+    lab.start_dispatcher(&["--sync-freq", "1s"]);
+    store(&lab, &agent, &disk);
+    let session = Session::begin(&lab, &runtime, &agent);
+    let bytes = fs::read(&disk.path).unwrap();
+    session.gives(&runtime, None, "latest", &bytes);
+
+    let other = Session::begin(&lab, &runtime, &barred);
+    let (kind, reason, _) = other.refused(&runtime, None, "latest");
+    assert!(kind == RefusalKind::NotAllowed && reason.contains("no-restore"), "{reason}");
+    // The line is read at every connection.
+    let lines = fs::read_to_string(&agents).unwrap();
+    let (line, rest) = lines.split_once('\n').unwrap();
+    fs::write(&agents, format!("{line} no-restore\n{rest}")).unwrap();
+    assert_eq!(session.refused(&runtime, None, "latest").0, RefusalKind::NotAllowed);
+    fs::write(&agents, &lines).unwrap();
+    session.gives(&runtime, None, "latest", &bytes);
+
+    let verify = |json: &[&str]| {
+        let args = ["dispatcher", "verify", "--agent", &agent, "--data-dir", &data, "--checkpoint", "latest"];
+        Command::new(BLXREP).args(args).args(json).output().unwrap()
+    };
+    assert_eq!(verify(&[]).status.code(), Some(0));
+    let images = run("find", &[&data, "-name", "*.img"]);
+    let image = Path::new(images.lines().next().unwrap());
+    let name = image.file_name().unwrap().to_str().unwrap();
+    let mut damaged = fs::read(image).unwrap();
+    // In the last group: all before it is sound.
+    let at = damaged.len() - 5000;
+    damaged[at] ^= 1;
+    fs::write(image, &damaged).unwrap();
+    let (kind, reason, damage) = session.refused(&runtime, None, "latest");
+    assert_eq!(kind, RefusalKind::Damaged, "{reason}");
+    assert!(damage.len() == 1 && damage[0].contains(name), "{damage:?}");
+    let found = verify(&["--json"]);
+    assert_eq!(found.status.code(), Some(4));
+    let found: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
+    assert!(found["damage"][0]["file"].as_str().unwrap().ends_with(name), "{found}");
+    assert_eq!(found["damage"][0]["blocks"][0][0], at / 4096);
+}
+
+#[test]
+fn a_fetch_that_is_cut_or_canceled_leaves_nothing() {
+    let mut lab = Lab::new("cut");
+    let runtime = runtime();
+    let disk = lab.loop_disk(96);
+    fill(&disk, 96);
+    let agent = lab.agent("a");
+    lab.enroll(&agent);
+    lab.start_dispatcher(&["--sync-freq", "1s"]);
+    let id = store(&lab, &agent, &disk);
+    let size: u64 = 96 << 20;
+    let writes = |done: u64, total: u64| total > 2 * size && done > total - 2 * size + (size >> 3);
+
+    let session = Session::begin(&lab, &runtime, &agent);
+    let cancel =
+        |done, total| if writes(done, total) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let error = session.fetch(&runtime, None, "latest", &cancel).unwrap_err();
+    assert!(matches!(&error, FetchError::Restore(e) if e.class() == ErrorClass::Canceled), "{error}");
+    // An open file is empty again, whatever ended it.
+    let given = lab.path("given");
+    let output = || {
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&given).unwrap();
+        Output::Open { file, name: "given".into() }
+    };
+    let request = FetchRequest { disk: None, checkpoint: "latest".into(), output: output() };
+    fetch(&session.dial, session.token, request, runtime.handle(), &cancel).unwrap_err();
+    assert_eq!(fs::metadata(&given).unwrap().len(), 0);
+
+    // Some that are not read from keep their place.
+    let mut headers = session.dial.headers();
+    headers.push((header::SESSION, hex(&session.token)));
+    let wanted = encode_message(&RestoreUp::Fetch { disk: Some(id), checkpoint: "latest".into() }).unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..4 {
+        let mut socket = runtime.block_on(session.dial.open(Endpoint::Restore, &headers)).unwrap();
+        runtime.block_on(send(&mut socket, wanted.clone()));
+        let begun = decode_message(&runtime.block_on(next(&mut socket)).unwrap()).unwrap();
+        assert!(matches!(begun, RestoreDown::Begin { .. }), "{begun:?}");
+        idle.push(socket);
+    }
+    let (kind, reason, _) = session.refused(&runtime, None, "latest");
+    assert!(kind == RefusalKind::Failed && reason.contains("4 restores"), "{reason}");
+    // A second message ends a connection.
+    runtime.block_on(async {
+        let socket = idle.last_mut().unwrap();
+        send(socket, wanted.clone()).await;
+        while next(socket).await.is_some() {}
+    });
+    drop(idle);
+
+    let config = session.config.abort_handle();
+    let end_session = |done, total| {
+        if writes(done, total) {
+            config.abort();
+        }
+        ControlFlow::Continue(())
+    };
+    wait_for("a place for a fetch", 30, || {
+        let result = session.fetch(&runtime, None, "latest", &end_session);
+        let error = result.unwrap_err();
+        assert!(
+            matches!(
+                error,
+                FetchError::Refused { kind: RefusalKind::Failed, .. } | FetchError::Broken { .. }
+            ),
+            "{error}"
+        );
+        matches!(error, FetchError::Broken { .. })
+    });
+
+    let session = Session::begin(&lab, &runtime, &agent);
+    let dispatcher = lab.dispatcher.as_ref().unwrap().child.id().to_string();
+    let began = Instant::now();
+    let kill = |done, total| {
+        if writes(done, total) {
+            let _ = Command::new("kill").args(["-s", "KILL", &dispatcher]).output();
+        }
+        ControlFlow::Continue(())
+    };
+    let error = session.fetch(&runtime, None, "latest", &kill).unwrap_err();
+    assert!(error.to_string().contains("the connection ended"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(30));
+    drop(session);
+    for signal in ["INT", "TERM"] {
+        interrupted(&lab, &agent, signal);
+    }
+}
+
+/// A restore on the command line that is interrupted cleans up and says so.
+fn interrupted(lab: &Lab, agent: &str, signal: &str) {
+    let (data, out) = (lab.path("data"), lab.path("cli"));
+    fs::create_dir_all(&out).unwrap();
+    let output = format!("{out}/x.img");
+    let child = Command::new(BLXREP)
+        .args(["dispatcher", "restore", "--agent", agent, "--data-dir", &data, "--checkpoint", "latest"])
+        .args(["--output", &output])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let end = Instant::now() + Duration::from_secs(10);
+    while fs::read_dir(&out).unwrap().count() == 0 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    run("kill", &["-s", signal, &child.id().to_string()]);
+    let done = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert!(said.contains("canceled"), "{said}");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0, "something is left");
+}
