@@ -25,9 +25,10 @@ use blxrep::geometry::Geometry;
 use blxrep::restore::{ErrorClass, Output, Progress, RestoreReport};
 use blxrep::wire::frame::{decode_message, encode_message};
 use blxrep::wire::key::hex;
-use blxrep::wire::message::{RefusalKind, RestoreDown, RestoreUp};
+use blxrep::wire::message::{RestoreDown, RestoreUp};
 use blxrep::wire::socket::ConnectError;
 use blxrep::wire::{Endpoint, header};
+use blxrep_dbus::problem::ProblemKind;
 use common::lab::{BLXREP, Lab, TestDisk, run, wait_for};
 use common::wire::{dial, next, send, session};
 use futures_util::StreamExt;
@@ -101,7 +102,7 @@ impl Session {
         runtime: &Runtime,
         disk: Option<&str>,
         checkpoint: &str,
-    ) -> (RefusalKind, String, Vec<String>) {
+    ) -> (ProblemKind, String, Vec<String>) {
         match self.fetch(runtime, disk, checkpoint, GO_ON) {
             Err(FetchError::Refused { kind, reason, damage, .. }) => (kind, reason, damage),
             other => panic!("{disk:?} {checkpoint} must be refused: {other:?}"),
@@ -149,23 +150,23 @@ fn an_agent_gets_its_own_checkpoints_and_no_others() {
     own.gives(&runtime, Some(&two.name), "latest", &fs::read(&two.path).unwrap());
     let (kind, reason, _) = own.refused(&runtime, None, "latest");
     assert!(
-        kind == RefusalKind::Usage && reason.contains(&one.name) && reason.contains(&two.name),
+        kind == ProblemKind::InvalidArgument && reason.contains(&one.name) && reason.contains(&two.name),
         "{reason}"
     );
-    assert_eq!(own.refused(&runtime, Some(&one.name), "203011212034").0, RefusalKind::NoCheckpoint);
-    assert_eq!(own.refused(&runtime, Some(&one.name), "newest").0, RefusalKind::Usage);
-    assert_eq!(own.refused(&runtime, Some("brandnew"), "latest").0, RefusalKind::NoDisk);
+    assert_eq!(own.refused(&runtime, Some(&one.name), "203011212034").0, ProblemKind::NoSuchCheckpoint);
+    assert_eq!(own.refused(&runtime, Some(&one.name), "newest").0, ProblemKind::InvalidArgument);
+    assert_eq!(own.refused(&runtime, Some("brandnew"), "latest").0, ProblemKind::NoSuchDisk);
     let up = format!("../{stranger}/{other_id}");
     for disk in [other_id.as_str(), &other.name, &up] {
         let (kind, reason, _) = own.refused(&runtime, Some(disk), "latest");
-        assert_eq!(kind, RefusalKind::NoDisk, "{reason}");
+        assert_eq!(kind, ProblemKind::NoSuchDisk, "{reason}");
     }
     let theirs = Session::begin(&lab, &runtime, &stranger);
     theirs.gives(&runtime, None, "latest", &fs::read(&other.path).unwrap());
-    assert_eq!(theirs.refused(&runtime, Some(&one_id), "latest").0, RefusalKind::NoDisk);
+    assert_eq!(theirs.refused(&runtime, Some(&one_id), "latest").0, ProblemKind::NoSuchDisk);
     let nothing = Session::begin(&lab, &runtime, &newcomer);
     let (kind, reason, _) = nothing.refused(&runtime, None, "latest");
-    assert!(kind == RefusalKind::NoAgent && !reason.contains(&agent), "{reason}");
+    assert!(kind == ProblemKind::NoSuchAgent && !reason.contains(&agent), "{reason}");
     // Another agent's session is no session.
     let mixed = Session {
         token: own.token,
@@ -199,12 +200,12 @@ fn an_agent_that_may_not_restore_and_a_damaged_store() {
 
     let other = Session::begin(&lab, &runtime, &barred);
     let (kind, reason, _) = other.refused(&runtime, None, "latest");
-    assert!(kind == RefusalKind::NotAllowed && reason.contains("no-restore"), "{reason}");
+    assert!(kind == ProblemKind::Refused && reason.contains("no-restore"), "{reason}");
     // The line is read at every connection.
     let lines = fs::read_to_string(&agents).unwrap();
     let (line, rest) = lines.split_once('\n').unwrap();
     fs::write(&agents, format!("{line} no-restore\n{rest}")).unwrap();
-    assert_eq!(session.refused(&runtime, None, "latest").0, RefusalKind::NotAllowed);
+    assert_eq!(session.refused(&runtime, None, "latest").0, ProblemKind::Refused);
     fs::write(&agents, &lines).unwrap();
     session.gives(&runtime, None, "latest", &bytes);
 
@@ -222,7 +223,7 @@ fn an_agent_that_may_not_restore_and_a_damaged_store() {
     damaged[at] ^= 1;
     fs::write(image, &damaged).unwrap();
     let (kind, reason, damage) = session.refused(&runtime, None, "latest");
-    assert_eq!(kind, RefusalKind::Damaged, "{reason}");
+    assert_eq!(kind, ProblemKind::Damaged, "{reason}");
     assert!(damage.len() == 1 && damage[0].contains(name), "{damage:?}");
     let found = verify(&["--json"]);
     assert_eq!(found.status.code(), Some(4));
@@ -273,7 +274,7 @@ fn a_fetch_that_is_cut_or_canceled_leaves_nothing() {
         idle.push(socket);
     }
     let (kind, reason, _) = session.refused(&runtime, None, "latest");
-    assert!(kind == RefusalKind::Failed && reason.contains("4 restores"), "{reason}");
+    assert!(kind == ProblemKind::Failed && reason.contains("4 restores"), "{reason}");
     // A second message ends a connection.
     runtime.block_on(async {
         let socket = idle.last_mut().unwrap();
@@ -295,7 +296,7 @@ fn a_fetch_that_is_cut_or_canceled_leaves_nothing() {
         assert!(
             matches!(
                 error,
-                FetchError::Refused { kind: RefusalKind::Failed, .. } | FetchError::Broken { .. }
+                FetchError::Refused { kind: ProblemKind::Failed, .. } | FetchError::Broken { .. }
             ),
             "{error}"
         );

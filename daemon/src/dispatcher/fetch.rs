@@ -217,10 +217,10 @@ mod tests {
     fn an_agent_is_told_nothing_of_others_and_no_path() {
         let found = RestoreError::NotFound(Missing::Agent, "nothing of web1; there is: web2 in /srv".into());
         let refusal = Refusal::from(found);
-        assert_eq!(refusal.kind, RefusalKind::NoAgent);
+        assert_eq!(refusal.kind, ProblemKind::NoSuchAgent);
         assert!(!refusal.reason.contains("web2") && !refusal.reason.contains("/srv"), "{refusal:?}");
         let found = RestoreError::NotFound(Missing::Checkpoint, "there is no checkpoint x".into());
-        assert_eq!(Refusal::from(found).kind, RefusalKind::NoCheckpoint);
+        assert_eq!(Refusal::from(found).kind, ProblemKind::NoSuchCheckpoint);
     }
 
     #[test]
@@ -230,7 +230,7 @@ mod tests {
             Refusal::from(RestoreError::Damaged(all))
         };
         let all = damage(DAMAGE_MAX_LINES);
-        assert_eq!((all.kind, all.damage.len()), (RefusalKind::Damaged, DAMAGE_MAX_LINES));
+        assert_eq!((all.kind, all.damage.len()), (ProblemKind::Damaged, DAMAGE_MAX_LINES));
         assert!(all.damage.last().unwrap().starts_with("99.bak"));
         let Refusal { kind, reason, damage } = damage(DAMAGE_MAX_LINES + 50);
         assert_eq!((damage.len(), damage.last().unwrap().as_str()), (DAMAGE_MAX_LINES, "and 51 more"));
@@ -249,7 +249,7 @@ mod tests {
         ] {
             let wanted = RestoreUp::Fetch { disk, checkpoint };
             let refusal = stream(Path::new("/nonexistent"), &agent, &wanted, &out).unwrap_err();
-            assert_eq!(refusal.kind, RefusalKind::Usage, "{wanted:?}");
+            assert_eq!(refusal.kind, ProblemKind::InvalidArgument, "{wanted:?}");
         }
     }
 }

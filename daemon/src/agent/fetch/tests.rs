@@ -255,7 +255,7 @@ fn a_dispatcher_that_lies_leaves_nothing() {
 fn a_refusal_is_passed_on_whenever_it_comes() {
     let lab = Lab::new();
     let refused = message(&RestoreDown::Refused {
-        kind: RefusalKind::Damaged,
+        kind: ProblemKind::Damaged,
         reason: "r".repeat(5000),
         damage: vec!["d".repeat(5000); 150],
     });
@@ -264,7 +264,7 @@ fn a_refusal_is_passed_on_whenever_it_comes() {
         let FetchError::Refused { kind, reason, damage, hint } = lab.fails(frames, Then::Wait, "rrr") else {
             panic!("no refusal at {at}")
         };
-        assert_eq!((kind, reason.len(), damage.len(), hint), (RefusalKind::Damaged, 1000, 100, ""));
+        assert_eq!((kind, reason.len(), damage.len(), hint), (ProblemKind::Damaged, 1000, 100, ""));
         assert!(damage.iter().all(|line| line.len() == 1000));
     }
 }
