@@ -225,6 +225,15 @@ fn an_agent_that_may_not_restore_and_a_damaged_store() {
     let (kind, reason, damage) = session.refused(&runtime, None, "latest");
     assert_eq!(kind, ProblemKind::Damaged, "{reason}");
     assert!(damage.len() == 1 && damage[0].contains(name), "{damage:?}");
+    // All is looked at before the first byte is overwritten.
+    let target = lab.loop_disk(8);
+    fill(&target, 8);
+    let before = fs::read(&target.path).unwrap();
+    let output = Output::Path(PathBuf::from(&target.path));
+    let request = FetchRequest { disk: None, checkpoint: "latest".into(), output };
+    let error = fetch(&session.dial, session.token, request, runtime.handle(), GO_ON).unwrap_err();
+    assert!(matches!(error, FetchError::Refused { kind: RefusalKind::Damaged, .. }), "{error}");
+    assert!(!error.to_string().contains("only a part") && fs::read(&target.path).unwrap() == before);
     let found = verify(&["--json"]);
     assert_eq!(found.status.code(), Some(4));
     let found: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
