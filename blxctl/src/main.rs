@@ -1,70 +1,50 @@
-//! `blxctl`: asks the blxrep daemons of this host over the system bus.
-//!
-//! In this version the daemons have no bus interface yet, and there is one question: which of them is on the bus.
+//! `blxctl`: asks and orders the blxrep daemons of this host over the system bus.
 
-mod bus;
+mod agent_tty;
+mod cli;
+mod commands;
+mod connect;
+mod ended;
+mod failure;
+#[path = "../../daemon/src/cli/generate.rs"]
+mod generate;
+mod job;
+mod model;
+mod output;
+mod render;
 mod status;
+mod target;
+mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser};
 
-use self::status::Role;
-
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  done
-  1  failed
-  2  wrong usage
-  3  no blxrep daemon is on the bus";
-
-const STATUS_EXAMPLES: &str = "\
-Examples:
-  blxctl status
-  blxctl status --role agent --json
-
-Exit codes: 0 at least one daemon is on the bus, 3 none, 1 the bus cannot be asked.
-DBUS_SYSTEM_BUS_ADDRESS names another bus than the usual one.";
-
-/// Asks the blxrep daemons of this host over the system bus.
-#[derive(Parser)]
-#[command(name = "blxctl", version, after_help = EXIT_CODES, max_term_width = 110)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Which blxrep daemons are on the system bus, with process and unit
-    #[command(after_help = STATUS_EXAMPLES)]
-    Status {
-        /// Only this role
-        #[arg(long, value_enum)]
-        role: Option<Role>,
-        /// For programs: an array of objects
-        #[arg(long)]
-        json: bool,
-    },
-}
+use self::agent_tty::AgentTty;
+use self::cli::{Cli, Command};
+use self::failure::Failure;
 
 fn main() -> ExitCode {
-    let Command::Status { role, json } = Cli::parse().command;
-    match status(role, json) {
+    let cli = Cli::parse();
+    match run(cli) {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("blxctl: {error:#}");
-            ExitCode::FAILURE
+        Err(failure) => {
+            for (i, line) in failure.message.lines().enumerate() {
+                eprintln!("{}{line}", if i == 0 { "blxctl: " } else { "  " });
+            }
+            ExitCode::from(failure.exit as u8)
         }
     }
 }
 
-fn status(role: Option<Role>, json: bool) -> anyhow::Result<ExitCode> {
-    let roles = role.map_or(Role::ALL.to_vec(), |role| vec![role]);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let daemons = runtime.block_on(bus::ask(&roles))?;
-    let text = if json { status::json(&daemons) } else { status::table(&daemons) };
-    // Not `print!`, which panics when the reader of a pipe has gone.
-    std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())?;
-    Ok(ExitCode::from(status::exit_code(&daemons)))
+fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    if let Command::Generate { dir } = &cli.command {
+        let generated = generate::generate(Cli::command(), dir);
+        generated.map_err(|e| Failure::failed(format!("{}: {e}", dir.display())))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let _agent = AgentTty::start();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::failed(format!("cannot begin: {e}")))?;
+    runtime.block_on(commands::run(cli))
 }

@@ -1,129 +1,308 @@
-//! What is known of the daemons, and how it is shown. Pure.
+//! The verdict: is every disk protected, what is wrong, and what to do about it. Pure.
 
-use blxrep_dbus::{BUS_NAME_AGENT, BUS_NAME_DISPATCHER};
-use serde_json::json;
+use blxrep_dbus::words::{DiskState, Role};
+use serde_json::{Value, json};
 
-/// The two daemons.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Role {
-    /// Tracks this host's disks and sends what changes.
-    Agent,
-    /// Receives and keeps.
-    Dispatcher,
-}
+use crate::connect::bus_name;
+use crate::failure::Exit;
+use crate::model::{Agent, Disk, Job};
+use crate::render;
 
-impl Role {
-    pub(crate) const ALL: [Self; 2] = [Self::Agent, Self::Dispatcher];
-
-    pub(crate) fn bus_name(self) -> &'static str {
-        match self {
-            Self::Agent => BUS_NAME_AGENT,
-            Self::Dispatcher => BUS_NAME_DISPATCHER,
-        }
-    }
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Agent => "agent",
-            Self::Dispatcher => "dispatcher",
-        }
-    }
-}
-
-/// Who owns a daemon's name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Owner {
-    /// The process, where the bus knows it.
-    pub(crate) pid: Option<u32>,
-    /// The process's systemd unit, where systemd is on the bus.
-    pub(crate) unit: Option<String>,
-}
-
-/// One daemon; without an owner it is not on the bus.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Daemon {
+/// What one daemon told.
+#[derive(Debug, Clone)]
+pub(crate) struct Report {
     pub(crate) role: Role,
-    pub(crate) owner: Option<Owner>,
+    pub(crate) version: String,
+    pub(crate) agents: Vec<Agent>,
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) jobs: Vec<Job>,
 }
 
-/// For people.
-pub(crate) fn table(daemons: &[Daemon]) -> String {
-    let mut out = format!("{:<12}{:<12}{:<10}{}\n", "ROLE", "ON THE BUS", "PID", "UNIT");
-    for daemon in daemons {
-        let owner = daemon.owner.clone().unwrap_or_default();
-        let on_bus = if daemon.owner.is_some() { "yes" } else { "no" };
-        let pid = owner.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-        let unit = owner.unit.unwrap_or_else(|| "-".to_owned());
-        out.push_str(&format!("{:<12}{on_bus:<12}{pid:<10}{unit}\n", daemon.role.as_str()));
+/// What is wrong with a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    /// It is given up until a person acts.
+    Failed,
+    /// The two sides are not connected.
+    Detached,
+    /// It was paused on these sides.
+    Paused { agent: bool, dispatcher: bool },
+    /// It has no checkpoint yet.
+    Unprotected,
+    /// Its newest checkpoint is too old.
+    Late,
+    /// Its newest checkpoint is not a point in time.
+    Fuzzy,
+    /// Something went wrong since its newest checkpoint.
+    Error,
+}
+
+impl Trouble {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Detached => "detached",
+            Self::Paused { .. } => "paused",
+            Self::Unprotected => "unprotected",
+            Self::Late => "late",
+            Self::Fuzzy => "fuzzy",
+            Self::Error => "error",
+        }
     }
-    if exit_code(daemons) != 0 {
-        out.push_str(concat!(
-            "\nThe daemons of version ",
-            env!("CARGO_PKG_VERSION"),
-            " do not take their bus names yet. Whether they run:\n",
-            "  systemctl status blxrep-agent blxrep-dispatcher\n"
-        ));
+}
+
+/// Whether the newest checkpoint is older than two intervals and a minute. Never where the interval is not known.
+fn is_late(disk: &Disk) -> bool {
+    let bound = disk.sync_every_usec.saturating_mul(2).saturating_add(60_000_000);
+    disk.sync_every_usec > 0 && disk.lag_usec.is_some_and(|lag| lag > bound)
+}
+
+/// Whether a disaster now would cost no more than it may.
+fn is_protected(disk: &Disk) -> bool {
+    let goes_on = !disk.is(DiskState::Failed);
+    // An agent does not know how often a checkpoint is due: it is only sure while more are coming.
+    let fresh = match disk.sync_every_usec {
+        0 => !disk.is(DiskState::Detached) && !disk.paused,
+        _ => !is_late(disk),
+    };
+    goes_on && fresh && disk.lag_usec.is_some()
+}
+
+fn troubles(disk: &Disk) -> Vec<Trouble> {
+    let by = |role: Role| disk.paused_by.iter().any(|side| side == role.as_str());
+    let mut found = Vec::new();
+    let paused = disk.paused || disk.is(DiskState::Paused);
+    let failed = disk.is(DiskState::Failed);
+    let detached = disk.is(DiskState::Detached);
+    if failed {
+        found.push(Trouble::Failed);
+    }
+    if detached {
+        found.push(Trouble::Detached);
+    }
+    if paused {
+        found.push(Trouble::Paused { agent: by(Role::Agent), dispatcher: by(Role::Dispatcher) });
+    }
+    // Of a disk that stands still, why it does so is what a person needs to know.
+    let moves = !failed && !detached && !paused;
+    match disk.lag_usec {
+        None if moves => found.push(Trouble::Unprotected),
+        Some(_) if moves && is_late(disk) => found.push(Trouble::Late),
+        _ => {}
+    }
+    if disk.consistency == "fuzzy" {
+        found.push(Trouble::Fuzzy);
+    }
+    if !disk.last_error.is_empty() && !failed {
+        found.push(Trouble::Error);
+    }
+    found
+}
+
+impl Report {
+    fn protected(&self) -> usize {
+        self.disks.iter().filter(|disk| is_protected(disk)).count()
+    }
+
+    /// What is wrong with a disk: the trouble, what is so, and what to do.
+    fn problems(&self, disk: &Disk, both: bool) -> Vec<(Trouble, String, String)> {
+        let explain = |trouble| {
+            let (text, advice) = self.explain(disk, trouble, both);
+            (trouble, text, advice)
+        };
+        troubles(disk).into_iter().map(explain).collect()
+    }
+
+    /// Where a person finds the agent of a disk.
+    fn host<'a>(&'a self, disk: &'a Disk) -> &'a str {
+        match self.role {
+            Role::Agent => "this host",
+            Role::Dispatcher => {
+                let agent = self.agents.iter().find(|agent| agent.id == disk.agent);
+                agent.map_or(disk.agent.as_str(), Agent::host)
+            }
+        }
+    }
+
+    /// A `blxctl` command about a disk, to be typed on the host of `side`.
+    fn command(&self, side: Role, verb: &str, disk: &Disk, both: bool) -> String {
+        let role = if both && side == self.role { format!(" --role {side}") } else { String::new() };
+        let agent = if side == Role::Dispatcher { format!(" {}", disk.agent) } else { String::new() };
+        let place = match (side, self.role) {
+            (Role::Agent, Role::Dispatcher) => format!(" on {}", self.host(disk)),
+            (Role::Dispatcher, Role::Agent) => " on the dispatcher".to_owned(),
+            _ => String::new(),
+        };
+        format!("'blxctl{role} {verb}{agent} --disk {}'{place}", disk.name())
+    }
+
+    fn explain(&self, disk: &Disk, trouble: Trouble, both: bool) -> (String, String) {
+        let command = |side, verb| self.command(side, verb, disk, both);
+        let journal = format!("'journalctl -u {}'", crate::connect::unit(self.role));
+        match trouble {
+            Trouble::Failed => {
+                let host = self.host(disk);
+                let advice = format!("when that is put right, on {host}: 'systemctl restart blxrep-agent'");
+                (format!("failed and not replicated any more: {}", or(&disk.last_error, &journal)), advice)
+            }
+            Trouble::Detached => {
+                let other = match self.role {
+                    Role::Dispatcher => format!("'systemctl status blxrep-agent' on {}", self.host(disk)),
+                    Role::Agent => "'systemctl status blxrep-dispatcher' on the dispatcher".to_owned(),
+                };
+                (
+                    "detached: agent and dispatcher are not connected".to_owned(),
+                    format!("check the network and {other}"),
+                )
+            }
+            Trouble::Paused { agent, dispatcher } => {
+                let sides = [(agent, Role::Agent), (dispatcher, Role::Dispatcher)];
+                let sides: Vec<_> = sides.into_iter().filter(|(by, _)| *by).map(|(_, side)| side).collect();
+                if sides.is_empty() {
+                    return ("paused".to_owned(), command(self.role, "resume"));
+                }
+                let by: Vec<_> = sides.iter().map(|side| format!("the {side}")).collect();
+                let commands: Vec<_> = sides.iter().map(|side| command(*side, "resume")).collect();
+                (format!("paused by {}", by.join(" and ")), commands.join(" and "))
+            }
+            Trouble::Unprotected if disk.is(DiskState::Copying) => {
+                let text =
+                    format!("no checkpoint yet: the first copy is at {}", render::percent(disk.progress));
+                (text, "wait for it: 'blxctl watch'".to_owned())
+            }
+            Trouble::Unprotected => ("no checkpoint yet".to_owned(), command(self.role, "sync")),
+            Trouble::Late => {
+                let age = render::span(disk.lag_usec.unwrap_or(0));
+                let every = render::span(disk.sync_every_usec);
+                let text = format!("late: the newest checkpoint is {age} old, one is due every {every}");
+                match DiskState::ALL.iter().find(|state| disk.is(**state)) {
+                    Some(state @ (DiskState::Copying | DiskState::Comparing | DiskState::Syncing)) => {
+                        (format!("{text}; {state} now"), "wait for it: 'blxctl watch'".to_owned())
+                    }
+                    _ => (text, format!("{}, and if that fails {journal}", command(self.role, "sync"))),
+                }
+            }
+            Trouble::Fuzzy => (
+                "the newest checkpoint is fuzzy: its blocks are of slightly different moments".to_owned(),
+                format!("when the disk is less busy: {}", command(self.role, "sync")),
+            ),
+            Trouble::Error => (format!("error: {}", disk.last_error), journal),
+        }
+    }
+
+    fn counts(&self) -> String {
+        let disks = self.disks.len();
+        if disks == 0 {
+            return "no disks: nothing is protected".to_owned();
+        }
+        let noun = if disks == 1 { "disk" } else { "disks" };
+        format!("{} of {disks} {noun} protected", self.protected())
+    }
+
+    /// The disks that something is wrong with.
+    fn attention(&self) -> usize {
+        self.disks.iter().filter(|disk| !is_protected(disk) || !troubles(disk).is_empty()).count()
+    }
+
+    fn text(&self, both: bool) -> String {
+        let mut out = String::new();
+        if !self.disks.is_empty() {
+            out.push_str(&format!("\n{}", render::exposure(&self.disks.iter().collect::<Vec<_>>())));
+        }
+        if !self.jobs.is_empty() {
+            out.push_str("\nrunning:\n");
+            out.extend(self.jobs.iter().map(|job| format!("  {}\n", render::job_line(job))));
+        }
+        let mut problems = String::new();
+        for disk in &self.disks {
+            for (_, text, advice) in self.problems(disk, both) {
+                problems.push_str(&format!("  {} {}: {text}\n    {advice}\n", disk.agent, disk.name()));
+            }
+        }
+        if !problems.is_empty() {
+            out.push_str(&format!("\nto do:\n{problems}"));
+        }
+        if self.disks.is_empty() {
+            let advice = match self.role {
+                Role::Dispatcher => "let an agent connect: 'blxrep enroll --help'",
+                Role::Agent => "see 'journalctl -u blxrep-agent'",
+            };
+            out.push_str(&format!("\nto do:\n  {advice}\n"));
+        }
+        out
+    }
+
+    fn json(&self, both: bool) -> Value {
+        let disk = |disk: &Disk| {
+            let mut value = disk.json();
+            let problems = self.problems(disk, both).into_iter().map(
+                |(trouble, text, advice)| json!({ "kind": trouble.word(), "message": text, "advice": advice }),
+            );
+            let problems: Vec<_> = problems.collect();
+            if let Some(object) = value.as_object_mut() {
+                object.insert("protected".to_owned(), is_protected(disk).into());
+                object.insert("problems".to_owned(), problems.into());
+            }
+            value
+        };
+        json!({
+            "role": self.role.as_str(),
+            "bus_name": bus_name(self.role),
+            "version": self.version,
+            "disks_total": self.disks.len(),
+            "disks_protected": self.protected(),
+            "disks_attention": self.attention(),
+            "disks": self.disks.iter().map(disk).collect::<Vec<_>>(),
+            "jobs": self.jobs.iter().map(Job::json).collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn or<'a>(text: &'a str, other: &'a str) -> &'a str {
+    if text.is_empty() { other } else { text }
+}
+
+/// The verdict in one line, then each daemon in turn.
+pub(crate) fn text(reports: &[Report]) -> String {
+    let both = reports.len() > 1;
+    let attention: usize = reports.iter().map(Report::attention).sum();
+    let verdicts: Vec<_> = reports
+        .iter()
+        .map(|report| match both {
+            true => format!("{}: {}", report.role, report.counts()),
+            false => report.counts(),
+        })
+        .collect();
+    let mut out = verdicts.join("; ");
+    match attention {
+        0 => {}
+        1 => out.push_str(", 1 needs attention"),
+        n => out.push_str(&format!(", {n} need attention")),
+    }
+    out.push('\n');
+    for report in reports {
+        if both {
+            out.push_str(&format!("\n{}:\n", report.role));
+        }
+        out.push_str(&report.text(both));
     }
     out
 }
 
-/// For programs: one object a daemon, `null` where something is not known.
-pub(crate) fn json(daemons: &[Daemon]) -> String {
-    let object = |daemon: &Daemon| {
-        let owner = daemon.owner.clone().unwrap_or_default();
-        json!({
-            "role": daemon.role.as_str(),
-            "bus_name": daemon.role.bus_name(),
-            "on_bus": daemon.owner.is_some(),
-            "pid": owner.pid,
-            "unit": owner.unit,
-        })
-    };
-    let objects: Vec<_> = daemons.iter().map(object).collect();
-    format!("{:#}\n", serde_json::Value::Array(objects))
+/// The same for programs.
+pub(crate) fn json(reports: &[Report]) -> Value {
+    let both = reports.len() > 1;
+    json!({
+        "ok": exit(reports).is_none(),
+        "daemons": reports.iter().map(|report| report.json(both)).collect::<Vec<_>>(),
+    })
 }
 
-/// 0 if one of them is on the bus, or else 3.
-pub(crate) fn exit_code(daemons: &[Daemon]) -> u8 {
-    if daemons.iter().any(|daemon| daemon.owner.is_some()) { 0 } else { 3 }
+/// Whether something needs attention. Having nothing to protect does.
+pub(crate) fn exit(reports: &[Report]) -> Option<Exit> {
+    let fine = reports.iter().all(|report| !report.disks.is_empty() && report.attention() == 0);
+    (!fine).then_some(Exit::Attention)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn daemons() -> Vec<Daemon> {
-        let owner = Owner { pid: Some(812), unit: Some("blxrep-dispatcher.service".to_owned()) };
-        vec![Daemon { role: Role::Agent, owner: None }, Daemon { role: Role::Dispatcher, owner: Some(owner) }]
-    }
-
-    #[test]
-    fn the_table_names_who_is_there_and_who_is_not() {
-        assert_eq!(
-            table(&daemons()),
-            "ROLE        ON THE BUS  PID       UNIT\n\
-             agent       no          -         -\n\
-             dispatcher  yes         812       blxrep-dispatcher.service\n"
-        );
-        assert_eq!(exit_code(&daemons()), 0);
-    }
-
-    #[test]
-    fn where_nobody_is_there_it_says_why_and_what_to_do() {
-        let none = &daemons()[..1];
-        assert_eq!(exit_code(none), 3);
-        assert!(
-            table(none).contains("do not take their bus names yet")
-                && table(none).contains("systemctl status")
-        );
-    }
-
-    #[test]
-    fn json_has_a_null_for_what_is_not_known() {
-        let parsed: serde_json::Value = serde_json::from_str(&json(&daemons())).unwrap();
-        assert_eq!(parsed[0]["pid"], serde_json::Value::Null);
-        assert_eq!(parsed[0]["on_bus"], false);
-        assert_eq!(parsed[1]["pid"], 812);
-        assert_eq!(parsed[1]["bus_name"], "org.blxrep.Dispatcher");
-    }
-}
+mod tests;

@@ -1,6 +1,7 @@
 //! The command line: what a person may type, and what the exit code says.
 
 mod enroll;
+mod generate;
 mod log;
 mod offline;
 mod service;
@@ -11,13 +12,14 @@ mod untrack;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use blxrep::agent::run::AgentError;
 use blxrep::config::{ConfigError, Mode, Settings};
 use blxrep::freeze;
 use blxrep::ids::{AgentId, IdError};
 use blxrep::restore::{ErrorClass, RestoreError};
 use blxrep::wire::key::KeyError;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -81,6 +83,12 @@ enum Command {
     /// The process that freezes and thaws; started by the agent
     #[command(hide = true)]
     FreezeGuard,
+    /// Write man pages and completions
+    #[command(hide = true)]
+    Generate {
+        /// Where to
+        dir: PathBuf,
+    },
 }
 
 /// Reads flags and file again.
@@ -243,6 +251,9 @@ fn run(command: Command) -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Command::Generate { dir } => {
+            generate::generate(Cli::command(), &dir).with_context(|| dir.display().to_string())
+        }
         Command::FreezeGuard => Ok(()),
     }
 }
@@ -263,7 +274,6 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_sound() {

@@ -1,0 +1,375 @@
+//! What a person may type.
+
+use std::path::PathBuf;
+
+use blxrep_dbus::words::Role;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+
+const HELP: &str = "\
+AGENT may be left out on an agent, and on a dispatcher that has only one. Commands about an agent take it as an \
+argument; restore and verify, which are about a checkpoint, take --agent. Times are in UTC.
+
+Examples:
+  blxctl status                                   is every disk protected?
+  blxctl show web1                                which checkpoints are there?
+  blxctl restore --agent web1 latest web1.img     bring the newest one back
+  blxctl pause web1                               send nothing for now
+
+Exit codes:
+  0  done
+  1  failed, or canceled
+  2  wrong usage
+  3  no daemon runs, it refused, access was denied, or agent and dispatcher are not connected
+  4  damage was found
+  5  not found: no such agent, disk, checkpoint or job
+  6  only of 'status': something needs attention
+
+JSON:
+  --json  one document on standard output, or one a line of 'watch'; sizes in bytes (_bytes), times and spans in
+          microseconds (_usec) or milliseconds (_ms), null for what is not known. Errors stay text on standard error.
+
+Environment:
+  DBUS_SYSTEM_BUS_ADDRESS  another bus than the system's
+
+Files:
+  /usr/share/polkit-1/actions/org.blxrep.policy  the polkit actions: inspect, pause, checkpoint, restore";
+
+const STATUS: &str = "\
+A disk is protected if its newest checkpoint is at most two intervals and a minute old. An agent does not know the \
+interval: there, any checkpoint will do while agent and dispatcher are connected and nothing is paused. EXPOSED is what \
+changed since the newest checkpoint: what a disaster now would cost.
+
+Examples:
+  blxctl status
+  blxctl --role agent status
+  blxctl status --json | jq '.daemons[].disks[] | select(.protected | not)'
+
+Exit codes:
+  0  every disk is protected and nothing is wrong
+  3  no daemon runs
+  6  something needs attention: a disk is unprotected, late, failed, detached, fuzzy, paused or has an error, or there \
+is none
+
+JSON:
+  ok       whether the exit code is 0
+  daemons  role, bus_name, version, disks_total, disks_protected, disks_attention, disks as of 'disks' with protected and \
+problems (kind, message, advice) added, jobs as of 'jobs'";
+
+const AGENTS: &str = "\
+Examples:
+  blxctl agents
+
+JSON:
+  an array  agent, connected, hostname, version, address, last_seen_usec (since 1970; null if never), disks (how many)";
+
+const DISKS: &str = "\
+Examples:
+  blxctl disks
+  blxctl disks web1 --json
+
+JSON:
+  an array  agent, disk (its id), device, size_bytes, state (detached, paused, copying, comparing, syncing, idle or \
+failed), paused, paused_by (agent, dispatcher), progress (0 to 1, of a copy or compare), dirty_bytes, last_checkpoint, \
+lag_usec (its age), consistency, sync_every_usec (0 on an agent), last_error";
+
+const SHOW: &str = "\
+Examples:
+  blxctl show
+  blxctl show web1 --disk sda --start 202611210000
+
+JSON:
+  an array  checkpoint, agent, disk, device, time (RFC 3339), consistency, size_bytes, delta_bytes, stored_bytes, parent \
+(null for the base), freeze_ms, note";
+
+const RESTORE: &str = "\
+TARGET is opened with your own rights, and every block is verified. A new file is made under a hidden name and gets its own when \
+it is whole; nothing that exists is overwritten. A block device must not be in use. Ctrl-C cancels and waits until the daemon has \
+cleaned up; a second one leaves.
+
+With --no-wait nobody would be left to give a new file its name: the daemon itself makes it, and must be able to write there.
+
+Examples:
+  blxctl restore --agent web1 latest web1.img
+  blxctl restore --agent web1 --disk sda 202611212034 /dev/sdb
+
+Exit codes:
+  0  done, and every byte is right
+  4  damage was found; nothing is left, except on a device
+  5  no such agent, disk or checkpoint
+
+JSON:
+  job, type, result  result: done, canceled or failed
+  of what is done    checkpoint, disk, consistency, note, output, size_bytes, written_bytes
+  of a failure       error, message, damage";
+
+const VERIFY: &str = "\
+Examples:
+  blxctl verify --agent web1 latest
+  blxctl verify --agent web1 --disk sda 20261121203456
+
+Exit codes:
+  0  sound
+  4  damage was found, and is listed
+
+JSON:
+  job, type, result  result: done, canceled or failed
+  of what is done    checkpoint, disk, damage (empty if sound)
+  of a failure       error, message, damage";
+
+const SYNC: &str = "\
+Canceling only ends the wait: a checkpoint that was ordered may still come.
+
+Examples:
+  blxctl sync
+  blxctl sync web1 --disk sda
+
+JSON:
+  job, type, result  result: done, canceled or failed
+  of what is done    checkpoints (an object: disk to checkpoint)
+  of a failure       error, message";
+
+const PAUSE: &str = "\
+Changes are tracked on, and are sent after 'resume'. It stays paused over restarts of both sides.
+
+Examples:
+  blxctl pause web1
+  blxctl pause web1 --disk sda
+
+JSON:
+  changed  the disks that were not paused on this side yet, as of 'disks'";
+
+const RESUME: &str = "\
+A disk is sent again when neither side pauses it.
+
+Examples:
+  blxctl resume web1
+  blxctl resume web1 --disk sda
+
+JSON:
+  changed  the disks that were paused on this side, as of 'disks'";
+
+const JOBS: &str = "\
+Examples:
+  blxctl jobs
+
+JSON:
+  an array  job, type (sync, restore or verify), agent, disk (null for several), checkpoint, target, started_by_uid, \
+started_by, state (running or canceling), progress (0 to 1), bytes_done, bytes_total, rate_bytes_per_s";
+
+const CANCEL: &str = "\
+Asks the job to end, and does not wait for that.
+
+Examples:
+  blxctl cancel 7
+
+JSON:
+  job    its number
+  state  canceling";
+
+const WATCH: &str = "\
+Goes on, also while the daemon is away, until Ctrl-C.
+
+Examples:
+  blxctl watch
+  blxctl watch --json | jq -r 'select(.event == \"checkpoint\") | .checkpoint'
+
+JSON:
+  every line   time (RFC 3339), role, event
+  checkpoint   agent, disk, checkpoint
+  disk         agent, disk, state, last_error
+  disk_gone    agent, disk
+  job_began    job
+  job_ended    job, result, message
+  daemon_gone  nothing else
+  daemon_back  nothing else";
+
+/// Asks and orders the blxrep daemons of this host, over the system bus
+#[derive(Debug, Parser)]
+#[command(name = "blxctl", version, after_long_help = HELP, max_term_width = 110, subcommand_value_name = "COMMAND")]
+pub(crate) struct Cli {
+    /// Which daemon, if both run here [default: the dispatcher; for status, both]
+    #[arg(long, global = true, value_parser = roles(), value_name = "ROLE", help_heading = "Global options")]
+    pub(crate) role: Option<Role>,
+    /// For programs
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+fn roles() -> impl TypedValueParser<Value = Role> {
+    let words: Vec<_> = Role::ALL.iter().map(|role| role.as_str()).collect();
+    PossibleValuesParser::new(words).try_map(|word| word.parse::<Role>().map_err(|_| "no such role"))
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Is every disk protected, and what is to be done if not
+    #[command(after_long_help = STATUS)]
+    Status,
+    /// List the agents
+    #[command(after_long_help = AGENTS)]
+    Agents,
+    /// List the disks
+    #[command(after_long_help = DISKS)]
+    Disks {
+        /// Only this agent's
+        agent: Option<String>,
+    },
+    /// List checkpoints, oldest first
+    #[command(after_long_help = SHOW)]
+    Show {
+        #[command(flatten)]
+        disks: Disks,
+        /// Not before this minute, YYYYMMDDHHMM in UTC
+        #[arg(long, value_name = "MINUTE")]
+        start: Option<String>,
+        /// Not after this minute, YYYYMMDDHHMM in UTC
+        #[arg(long, value_name = "MINUTE")]
+        end: Option<String>,
+    },
+    /// Bring a checkpoint back into a new file or onto a block device
+    #[command(after_long_help = RESTORE)]
+    Restore {
+        #[command(flatten)]
+        which: Which,
+        /// A new file, or a block device that is not in use
+        target: PathBuf,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Read all that a checkpoint rests on, and check it; only on the dispatcher
+    #[command(after_long_help = VERIFY)]
+    Verify {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Take a checkpoint now
+    #[command(after_long_help = SYNC)]
+    Sync {
+        #[command(flatten)]
+        disks: Disks,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Stop sending
+    #[command(after_long_help = PAUSE)]
+    Pause(Disks),
+    /// Send again
+    #[command(after_long_help = RESUME)]
+    Resume(Disks),
+    /// List the jobs that run
+    #[command(after_long_help = JOBS)]
+    Jobs,
+    /// Cancel a job
+    #[command(after_long_help = CANCEL)]
+    Cancel {
+        /// Its number, as 'jobs' shows it
+        job: u32,
+    },
+    /// Print what happens, line by line
+    #[command(after_long_help = WATCH)]
+    Watch,
+    /// Write man pages and completions
+    #[command(hide = true)]
+    Generate {
+        /// Where to
+        dir: PathBuf,
+    },
+}
+
+/// An agent's disks.
+#[derive(Debug, Args)]
+pub(crate) struct Disks {
+    /// Whose disks
+    pub(crate) agent: Option<String>,
+    /// Only this disk: its id or its device's name
+    #[arg(long)]
+    pub(crate) disk: Option<String>,
+}
+
+/// A checkpoint.
+#[derive(Debug, Args)]
+pub(crate) struct Which {
+    /// Whose checkpoint
+    #[arg(long)]
+    pub(crate) agent: Option<String>,
+    /// Of which disk, its id or its device's name; needed if the agent has several
+    #[arg(long)]
+    pub(crate) disk: Option<String>,
+    /// YYYYMMDDHHMMSS, YYYYMMDDHHMM for the newest of a minute, or 'latest'
+    pub(crate) checkpoint: String,
+}
+
+/// Whether to wait for a job.
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    /// Print the job's number and path, and leave it running
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_command_line_is_sound_and_every_command_has_examples() {
+        let mut command = Cli::command();
+        command.clone().debug_assert();
+        for sub in command.get_subcommands_mut().filter(|sub| !sub.is_hide_set()) {
+            let name = sub.get_name().to_owned();
+            let help = sub.render_long_help().to_string();
+            assert!(help.contains("\nExamples:\n  blxctl "), "{name}");
+            assert!(help.contains("\nJSON:\n"), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_restore_has_one_form_for_both_roles() {
+        let cli =
+            parse("blxctl restore latest /dev/sdb --agent web1 --disk sda --role dispatcher --json").unwrap();
+        assert_eq!((cli.role, cli.json), (Some(Role::Dispatcher), true));
+        let Command::Restore { which, target, wait } = cli.command else { unreachable!() };
+        assert_eq!((which.agent.as_deref(), which.disk.as_deref()), (Some("web1"), Some("sda")));
+        assert_eq!((which.checkpoint.as_str(), target, wait.no_wait), ("latest", "/dev/sdb".into(), false));
+        let Command::Restore { which, .. } = parse("blxctl restore latest x.img").unwrap().command else {
+            unreachable!()
+        };
+        assert_eq!(which.agent, None);
+    }
+
+    #[test]
+    fn an_agent_is_an_argument_of_what_is_about_an_agent() {
+        for verb in ["show", "sync", "pause", "resume", "disks"] {
+            assert!(parse(&format!("blxctl {verb}")).is_ok());
+            assert!(parse(&format!("blxctl {verb} web1")).is_ok());
+            assert!(parse(&format!("blxctl {verb} web1 db1")).is_err(), "{verb}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "blxctl",
+            "blxctl restore latest",
+            "blxctl restore web1 latest x.img",
+            "blxctl status web1",
+            "blxctl --role both status",
+            "blxctl cancel seven",
+            "blxctl cancel -1",
+            "blxctl pause --no-wait",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

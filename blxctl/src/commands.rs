@@ -1,0 +1,231 @@
+//! What each command does.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use blxrep_dbus::proxy::Options;
+use blxrep_dbus::words::{JobType, Role};
+use blxrep_dbus::{ACTION_CHECKPOINT, ACTION_INSPECT, ACTION_PAUSE, ACTION_RESTORE, job_path};
+use nix::unistd::{Uid, User};
+use serde_json::{Value, json};
+use zbus::wire::{Fd, ObjectPath, OwnedObjectPath};
+
+use crate::cli::{Cli, Command, Disks, Wait, Which};
+use crate::connect::{self, Daemon, Objects};
+use crate::failure::{Exit, Failure, error_name};
+use crate::job::{self, Plan};
+use crate::model::{Agent, Checkpoint, Disk, Job};
+use crate::output::show;
+use crate::status::Report;
+use crate::target::{self, Target};
+use crate::{render, status, watch};
+
+/// Runs a command. The exit code is not 0 only where `status` says so.
+pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    let json = cli.json;
+    if matches!(cli.command, Command::Status) {
+        return show_status(cli.role, json).await;
+    }
+    let daemon = connect::daemon(cli.role).await?;
+    match cli.command {
+        Command::Agents => agents(&daemon, json).await,
+        Command::Disks { agent } => disks(&daemon, agent.as_deref(), json).await,
+        Command::Show { disks, start, end } => checkpoints(&daemon, disks, [start, end], json).await,
+        Command::Restore { which, target, wait } => restore(&daemon, which, target, &wait, json).await,
+        Command::Verify { which, wait } => verify(&daemon, which, &wait, json).await,
+        Command::Sync { disks, wait } => sync(&daemon, disks, &wait, json).await,
+        Command::Pause(disks) => pause(&daemon, disks, true, json).await,
+        Command::Resume(disks) => pause(&daemon, disks, false, json).await,
+        Command::Jobs => jobs(&daemon, json).await,
+        Command::Cancel { job } => cancel(&daemon, job, json).await,
+        Command::Watch => watch::run(daemon, json).await,
+        // These are no questions to a daemon.
+        Command::Status | Command::Generate { .. } => Ok(()),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn now_usec() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn array<T>(items: &[T], json: impl Fn(&T) -> Value) -> Value {
+    Value::Array(items.iter().map(json).collect())
+}
+
+async fn show_status(role: Option<Role>, json: bool) -> Result<ExitCode, Failure> {
+    let bus = connect::bus().await?;
+    let roles = role.map_or(vec![Role::Dispatcher, Role::Agent], |role| vec![role]);
+    let daemons = connect::running(&bus, &roles).await?;
+    if daemons.is_empty() {
+        return Err(connect::nobody(&roles, &connect::installed_units(&bus).await));
+    }
+    let mut reports = Vec::new();
+    for daemon in daemons {
+        let Objects { disks, jobs } = daemon.objects().await?;
+        reports.push(Report {
+            role: daemon.role,
+            version: daemon.version().await?,
+            agents: daemon.agents().await?,
+            disks: disks.into_iter().map(|(_, disk)| disk).collect(),
+            jobs,
+        });
+    }
+    show(json, || status::json(&reports), || status::text(&reports))?;
+    Ok(status::exit(&reports).map_or(ExitCode::SUCCESS, |exit| ExitCode::from(exit as u8)))
+}
+
+async fn agents(daemon: &Daemon, json: bool) -> Result<(), Failure> {
+    let agents = daemon.agents().await?;
+    show(json, || array(&agents, Agent::json), || render::agents(&agents, now_usec()))
+}
+
+async fn disks(daemon: &Daemon, agent: Option<&str>, json: bool) -> Result<(), Failure> {
+    let disks = daemon.objects().await?.disks;
+    let wanted = |disk: &&Disk| agent.is_none_or(|agent| agent == disk.agent);
+    let disks: Vec<_> = disks.iter().map(|(_, disk)| disk).filter(wanted).collect();
+    if let (Some(agent), true) = (agent, disks.is_empty()) {
+        return Err(Failure::new(
+            Exit::NotFound,
+            format!("no disk of an agent {agent}: see 'blxctl agents'"),
+        ));
+    }
+    show(json, || array(&disks, |disk| disk.json()), || render::disks(&disks))
+}
+
+async fn checkpoints(
+    daemon: &Daemon,
+    disks: Disks,
+    [start, end]: [Option<String>; 2],
+    json: bool,
+) -> Result<(), Failure> {
+    let agent = daemon.agent(disks.agent).await?;
+    let given = [("disk", disks.disk), ("start", start), ("end", end)];
+    let options = given.into_iter().filter_map(|(key, value)| Some((key, value?.into())));
+    let found = daemon.manager().await?.show(&agent, options.collect()).await;
+    let found = found.map_err(|e| Failure::of_call(&e, ACTION_INSPECT))?;
+    let found: Vec<_> = found.iter().map(Checkpoint::new).collect();
+    show(json, || array(&found, Checkpoint::json), || render::checkpoints(&found, now_usec()))
+}
+
+fn disk_option(disk: Option<String>) -> Options<'static> {
+    disk.map(|disk| ("disk", disk.into())).into_iter().collect()
+}
+
+async fn restore(
+    daemon: &Daemon,
+    which: Which,
+    path: PathBuf,
+    wait: &Wait,
+    json: bool,
+) -> Result<(), Failure> {
+    let (path, name) = target::absolute(&path)?;
+    // Who should give a new file its name? Without us only the daemon can, so it makes the file.
+    let target = if wait.no_wait && !target::is_device(&path)? { None } else { Some(Target::open(&path)?) };
+    let agent = daemon.agent(which.agent).await?;
+    let manager = daemon.manager().await?;
+    let mut options = disk_option(which.disk);
+    if let Some(target) = &target {
+        options.insert("output", Fd::from(target.fd()).into());
+    }
+    let begin = manager.restore(&agent, &which.checkpoint, &name, options);
+    if wait.no_wait {
+        return began(begin.await, ACTION_RESTORE, json);
+    }
+    let plan = Plan { job_type: JobType::Restore, agent: &agent, action: ACTION_RESTORE, json };
+    let ended = job::run(daemon, &plan, begin).await?;
+    let failure = ended.failure(ACTION_RESTORE);
+    if let (Some(target), None) = (target, &failure) {
+        target.finish()?;
+    }
+    finish(&ended, failure, json)
+}
+
+async fn verify(daemon: &Daemon, which: Which, wait: &Wait, json: bool) -> Result<(), Failure> {
+    let agent = daemon.agent(which.agent).await?;
+    let manager = daemon.manager().await?;
+    let begin = manager.verify(&agent, &which.checkpoint, disk_option(which.disk));
+    let plan = Plan { job_type: JobType::Verify, agent: &agent, action: ACTION_CHECKPOINT, json };
+    begin_and_end(daemon, &plan, begin, wait).await
+}
+
+async fn sync(daemon: &Daemon, disks: Disks, wait: &Wait, json: bool) -> Result<(), Failure> {
+    let agent = daemon.agent(disks.agent).await?;
+    let manager = daemon.manager().await?;
+    let begin = manager.sync(&agent, disk_option(disks.disk));
+    let plan = Plan { job_type: JobType::Sync, agent: &agent, action: ACTION_CHECKPOINT, json };
+    begin_and_end(daemon, &plan, begin, wait).await
+}
+
+async fn begin_and_end(
+    daemon: &Daemon,
+    plan: &Plan<'_>,
+    begin: impl Future<Output = zbus::Result<OwnedObjectPath>>,
+    wait: &Wait,
+) -> Result<(), Failure> {
+    if wait.no_wait {
+        return began(begin.await, plan.action, plan.json);
+    }
+    let ended = job::run(daemon, plan, begin).await?;
+    finish(&ended, ended.failure(plan.action), plan.json)
+}
+
+/// Names a job that is left running.
+fn began(job: zbus::Result<OwnedObjectPath>, action: &str, json: bool) -> Result<(), Failure> {
+    let path = job.map_err(|e| Failure::of_call(&e, action))?;
+    let number: Option<u32> = path.rsplit('/').next().and_then(|number| number.parse().ok());
+    let number =
+        number.ok_or_else(|| Failure::failed(format!("the daemon named a job {}", path.as_str())))?;
+    show(
+        json,
+        || json!({ "job": number, "path": path.as_str() }),
+        || format!("job {number} ({})\n", path.as_str()),
+    )
+}
+
+fn finish(ended: &crate::ended::Ended, failure: Option<Failure>, json: bool) -> Result<(), Failure> {
+    for line in ended.warnings() {
+        eprintln!("{line}");
+    }
+    show(json, || ended.json(), || ended.text())?;
+    failure.map_or(Ok(()), Err)
+}
+
+async fn pause(daemon: &Daemon, disks: Disks, paused: bool, json: bool) -> Result<(), Failure> {
+    let agent = daemon.agent(disks.agent).await?;
+    let manager = daemon.manager().await?;
+    let options = disk_option(disks.disk);
+    let paths =
+        if paused { manager.pause(&agent, options).await } else { manager.resume(&agent, options).await };
+    let paths = paths.map_err(|e| Failure::of_call(&e, ACTION_PAUSE))?;
+    let all = daemon.objects().await?.disks;
+    let is_named = |path: &str| paths.iter().any(|p| p.as_str() == path);
+    let changed: Vec<_> = all.iter().filter(|(path, _)| is_named(path)).map(|(_, disk)| disk).collect();
+    let value = || json!({ "changed": array(&changed, |disk| disk.json()) });
+    show(json, value, || render::paused(&changed, paused))
+}
+
+async fn jobs(daemon: &Daemon, json: bool) -> Result<(), Failure> {
+    let mut jobs = daemon.objects().await?.jobs;
+    for job in &mut jobs {
+        let uid = u32::try_from(job.started_by_uid).ok().map(Uid::from_raw);
+        job.started_by = uid.and_then(|uid| User::from_uid(uid).ok().flatten()).map(|user| user.name);
+    }
+    show(json, || array(&jobs, Job::json), || render::jobs(&jobs))
+}
+
+async fn cancel(daemon: &Daemon, id: u32, json: bool) -> Result<(), Failure> {
+    let path = ObjectPath::try_from(job_path(id))?;
+    let canceled = daemon.job(path).await?.cancel().await;
+    canceled.map_err(|e| match error_name(&e).as_deref() {
+        Some(
+            "org.freedesktop.DBus.Error.UnknownObject"
+            | "org.freedesktop.DBus.Error.UnknownInterface"
+            | "org.freedesktop.DBus.Error.UnknownMethod",
+        ) => Failure::new(Exit::NotFound, format!("no job {id} runs: see 'blxctl jobs'")),
+        _ => Failure::of_call(&e, "of such jobs"),
+    })?;
+    show(json, || json!({ "job": id, "state": "canceling" }), || format!("job {id}: canceling\n"))
+}

@@ -1,0 +1,251 @@
+//! How a job ended, and what is said about it. Pure.
+
+use blxrep_dbus::problem::{Problem, ProblemKind};
+use blxrep_dbus::words::{JobResult, JobType};
+use serde_json::{Map, Value, json};
+
+use crate::failure::{Exit, Failure};
+use crate::model::{Named, number, text, texts};
+use crate::render;
+
+/// What `JobRemoved` told.
+#[derive(Debug, Clone)]
+pub(crate) struct Ended {
+    pub(crate) id: u32,
+    pub(crate) job_type: JobType,
+    pub(crate) agent: String,
+    /// See [`JobResult`].
+    pub(crate) result: String,
+    pub(crate) details: Named,
+}
+
+impl Ended {
+    fn is_done(&self) -> bool {
+        self.result == JobResult::Done.as_str()
+    }
+
+    fn damage(&self) -> Vec<String> {
+        texts(&self.details, "damage")
+    }
+
+    /// The checkpoints that a sync took, by disk.
+    fn checkpoints(&self) -> Vec<(String, String)> {
+        let Some(value) = self.details.get("checkpoints") else { return Vec::new() };
+        let read = value.try_clone().and_then(std::collections::BTreeMap::<String, String>::try_from);
+        let clean = |text: &String| crate::model::clean(text);
+        read.unwrap_or_default().iter().map(|(disk, id)| (clean(disk), clean(id))).collect()
+    }
+
+    /// For standard output; empty if it did not do what it was asked for.
+    pub(crate) fn text(&self) -> String {
+        if !self.is_done() {
+            return String::new();
+        }
+        let get = |key| text(&self.details, key);
+        let of = |disk: &str| {
+            if self.agent.is_empty() { disk.to_owned() } else { format!("{}'s {disk}", self.agent) }
+        };
+        match self.job_type {
+            JobType::Restore => format!(
+                "{}: checkpoint {} of {} ({}), {} verified\n",
+                get("output"),
+                get("checkpoint"),
+                of(&get("disk")),
+                get("consistency"),
+                render::bytes(number(&self.details, "size_bytes"))
+            ),
+            JobType::Sync => {
+                let line = |(disk, id): &(String, String)| format!("checkpoint {id} of {}\n", of(disk));
+                self.checkpoints().iter().map(line).collect()
+            }
+            JobType::Verify if self.damage().is_empty() => {
+                format!("checkpoint {} of {}: sound\n", get("checkpoint"), of(&get("disk")))
+            }
+            JobType::Verify => String::new(),
+        }
+    }
+
+    /// For standard error: what a person should know of something that is done.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.is_done() && text(&self.details, "consistency") == "fuzzy" {
+            lines.push(
+                "warning: this checkpoint is fuzzy: blocks are from slightly different moments; check its file systems"
+                    .to_owned(),
+            );
+        }
+        let note = text(&self.details, "note");
+        if !note.is_empty() {
+            lines.push(format!("note: {note}"));
+        }
+        lines
+    }
+
+    /// Why it is no success; `None` if it is one.
+    pub(crate) fn failure(&self, action: &str) -> Option<Failure> {
+        let damage = self.damage();
+        let mut failure = match self.result.parse() {
+            Ok(JobResult::Done) if damage.is_empty() => return None,
+            Ok(JobResult::Done) => {
+                let checkpoint = text(&self.details, "checkpoint");
+                let disk = text(&self.details, "disk");
+                Failure::new(Exit::Damaged, format!("checkpoint {checkpoint} of {disk} is damaged"))
+            }
+            Ok(JobResult::Canceled) => Failure::failed(format!("job {} was canceled", self.id)),
+            Ok(JobResult::Failed) => {
+                let kind =
+                    ProblemKind::from_name(&text(&self.details, "error")).unwrap_or(ProblemKind::Failed);
+                Failure::of_problem(&Problem::new(kind, text(&self.details, "message")), action)
+            }
+            Err(_) => Failure::failed(format!("job {} ended as '{}'", self.id, self.result)),
+        };
+        for line in damage {
+            failure.message.push_str(&format!("\n  {line}"));
+        }
+        Some(failure)
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let mut object = Map::new();
+        object.insert("job".into(), self.id.into());
+        object.insert("type".into(), self.job_type.as_str().into());
+        object.insert("result".into(), self.result.clone().into());
+        for key in ["checkpoint", "disk", "consistency", "note", "output", "error", "message"] {
+            if self.details.contains_key(key) {
+                object.insert(key.into(), text(&self.details, key).into());
+            }
+        }
+        for key in ["size_bytes", "written_bytes"] {
+            if self.details.contains_key(key) {
+                object.insert(key.into(), number(&self.details, key).into());
+            }
+        }
+        if self.details.contains_key("damage") {
+            object.insert("damage".into(), self.damage().into());
+        }
+        if self.details.contains_key("checkpoints") {
+            let checkpoints: Map<_, _> =
+                self.checkpoints().into_iter().map(|(disk, id)| (disk, Value::from(id))).collect();
+            object.insert("checkpoints".into(), json!(checkpoints));
+        }
+        Value::Object(object)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use blxrep_dbus::ACTION_RESTORE;
+    use insta::assert_snapshot;
+    use zbus::wire::{OwnedVariant, Variant};
+
+    use super::*;
+
+    fn ended(job_type: JobType, result: &str, details: Vec<(&str, Variant<'_>)>) -> Ended {
+        let details =
+            details.into_iter().map(|(k, v)| (k.to_owned(), OwnedVariant::try_from(v).unwrap())).collect();
+        Ended { id: 7, job_type, agent: "web1".into(), result: result.into(), details }
+    }
+
+    fn restored(consistency: &'static str, note: &'static str) -> Ended {
+        let details = vec![
+            ("checkpoint", "20261121203456".into()),
+            ("disk", "sda".into()),
+            ("consistency", consistency.into()),
+            ("note", note.into()),
+            ("output", "/srv/x.img".into()),
+            ("size_bytes", (1u64 << 30).into()),
+            ("written_bytes", (1u64 << 29).into()),
+        ];
+        ended(JobType::Restore, "done", details)
+    }
+
+    #[test]
+    fn a_restore_that_is_done() {
+        let ended = restored("filesystem", "");
+        assert_snapshot!(ended.text(), @"/srv/x.img: checkpoint 20261121203456 of web1's sda (filesystem), 1.00 GiB verified");
+        assert_eq!((ended.warnings(), ended.failure("")), (Vec::new(), None));
+        assert_snapshot!(format!("{:#}", ended.json()), @r#"
+        {
+          "checkpoint": "20261121203456",
+          "consistency": "filesystem",
+          "disk": "sda",
+          "job": 7,
+          "note": "",
+          "output": "/srv/x.img",
+          "result": "done",
+          "size_bytes": 1073741824,
+          "type": "restore",
+          "written_bytes": 536870912
+        }
+        "#);
+    }
+
+    #[test]
+    fn a_fuzzy_checkpoint_and_its_note_are_told() {
+        assert_snapshot!(restored("fuzzy", "/srv could not be frozen").warnings().join("\n"), @r"
+        warning: this checkpoint is fuzzy: blocks are from slightly different moments; check its file systems
+        note: /srv could not be frozen
+        ");
+    }
+
+    #[test]
+    fn a_sync_names_each_checkpoint() {
+        let checkpoints = HashMap::from([("sda", "20261121203456"), ("sdb", "20261121203458")]);
+        let ended = ended(JobType::Sync, "done", vec![("checkpoints", checkpoints.into())]);
+        assert_snapshot!(ended.text(), @r"
+        checkpoint 20261121203456 of web1's sda
+        checkpoint 20261121203458 of web1's sdb
+        ");
+        assert_snapshot!(ended.json(), @r#"{"checkpoints":{"sda":"20261121203456","sdb":"20261121203458"},"job":7,"result":"done","type":"sync"}"#);
+    }
+
+    #[test]
+    fn a_verify_finds_damage_or_none() {
+        let verified = |damage: Vec<&'static str>| {
+            let details = vec![
+                ("checkpoint", "20261121203456".into()),
+                ("disk", "sda".into()),
+                ("damage", damage.into()),
+            ];
+            ended(JobType::Verify, "done", details)
+        };
+        assert_snapshot!(verified(vec![]).text(), @"checkpoint 20261121203456 of web1's sda: sound");
+        assert_eq!(verified(vec![]).failure(""), None);
+        let damaged = verified(vec!["block 7 of x.bak", "block 9 of x.bak"]);
+        assert_eq!(damaged.text(), "");
+        let failure = damaged.failure("").unwrap();
+        assert_eq!(failure.exit, Exit::Damaged);
+        assert_snapshot!(failure, @r"
+        checkpoint 20261121203456 of sda is damaged
+          block 7 of x.bak
+          block 9 of x.bak
+        ");
+    }
+
+    #[test]
+    fn a_job_that_failed_says_why() {
+        let details = vec![
+            ("error", "org.blxrep.Error.Damaged".into()),
+            ("message", "block 7 cannot be restored".into()),
+            ("damage", vec!["block 7 of x.bak"].into()),
+        ];
+        let ended = ended(JobType::Restore, "failed", details);
+        let failure = ended.failure(ACTION_RESTORE).unwrap();
+        assert_eq!((failure.exit, ended.text().as_str()), (Exit::Damaged, ""));
+        assert_snapshot!(failure, @r"
+        block 7 cannot be restored
+          block 7 of x.bak
+        ");
+        assert_snapshot!(ended.json(), @r#"{"damage":["block 7 of x.bak"],"error":"org.blxrep.Error.Damaged","job":7,"message":"block 7 cannot be restored","result":"failed","type":"restore"}"#);
+    }
+
+    #[test]
+    fn a_job_that_was_canceled_or_ended_in_a_way_of_the_future() {
+        let canceled = ended(JobType::Verify, "canceled", vec![]).failure("").unwrap();
+        assert_eq!(canceled, Failure::failed("job 7 was canceled"));
+        let odd = ended(JobType::Verify, "postponed", vec![]).failure("").unwrap();
+        assert_eq!(odd, Failure::failed("job 7 ended as 'postponed'"));
+    }
+}
