@@ -27,6 +27,9 @@ pub const DISPATCHER_IP: &str = "10.99.0.1";
 const AGENT_IP: &str = "10.99.0.2";
 /// Whose data, and where, for the commands that work on it.
 const DATA: &str = "--agent web1 --data-dir /var/lib/blxrep-dispatcher";
+/// Files made, changed and removed on both of the agent's disks.
+const WRITERS: &str = r#"for dir in /var/tmp /data; do (cd $dir; i=0; while :; do i=$((i+1)); n=$((i%20))
+head -c $((n*20000+100)) /dev/urandom >f$n; mv f$n g$n; [ $((i%7)) = 0 ] && rm -f g$((n/2)); sync g$n 2>/dev/null; sleep 0.05; done) & done; wait"#;
 /// The hook that photographs a disk while it is frozen.
 const PHOTOGRAPH: &str = r#"#!/bin/sh
 [ "$1" = frozen ] || exit 0
@@ -185,9 +188,18 @@ impl Host {
         self.enter().args(args).output().unwrap()
     }
 
-    /// A script that runs until the host is off or this is killed.
-    pub fn spawn(&self, script: &str) -> Child {
-        self.enter().args(["sh", "-c", script]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    /// A script as a unit, `name`, that runs until it is stopped or the host is off.
+    pub fn background(&self, name: &str, script: &str) {
+        let file = format!("/run/{name}");
+        self.put(&file, "755", &format!("#!/bin/sh\n{script}\n"));
+        self.run(&format!("systemd-run --quiet --collect --unit {name} {file}"));
+    }
+
+    /// How long a command takes, in seconds.
+    pub fn seconds(&self, script: &str) -> f64 {
+        let began = Instant::now();
+        self.run(script);
+        began.elapsed().as_secs_f64()
     }
 
     /// Writes a file.
@@ -314,6 +326,9 @@ impl Pair {
         }
         for host in [&self.dispatcher, &self.agent] {
             host.run("cp -a --no-preserve=ownership /shared/stage/. / && systemd-sysusers");
+            for unit in ["blxrep-agent", "blxrep-dispatcher"] {
+                host.put(&format!("/etc/systemd/system/{unit}.service.d/watchdog.conf"), "644", "[Service]\nWatchdogSec=0\n");
+            }
             host.run("systemd-tmpfiles --create blxrep.conf && systemctl daemon-reload");
             host.run("systemctl reload dbus");
         }
@@ -331,17 +346,28 @@ impl Pair {
                 --agents-file /var/lib/blxrep-dispatcher/agents",
         );
         agent.put("/etc/blxrep/key", "600", &key);
-        agent.put("/etc/blxrep/config.yaml", "644", &self.agent_config());
+        self.configure_agent("");
         agent.put("/etc/blxrep/hooks/photograph", "755", PHOTOGRAPH);
     }
 
     /// The agent's configuration, with the root disk first.
-    pub fn agent_config(&self) -> String {
-        format!(
+    pub fn configure_agent(&self, more: &str) {
+        let text = format!(
             "id: web1\ndispatcher-addr: {DISPATCHER_IP}:8080\ndevice: [{}, {}]\nkey-file: /etc/blxrep/key\n\
-             hooks-dir: /etc/blxrep/hooks\n",
+             hooks-dir: /etc/blxrep/hooks\n{more}\n",
             self.root.path, self.data.path
-        )
+        );
+        self.agent.put("/etc/blxrep/config.yaml", "644", &text);
+    }
+
+    /// Writes to the agent's root and to /data from now on.
+    pub fn write(&self) {
+        self.agent.background("writers", WRITERS);
+    }
+
+    /// Both disks.
+    pub fn disks(&self) -> [&Disk; 2] {
+        [&self.root, &self.data]
     }
 
     /// Starts both services for good.
@@ -364,10 +390,11 @@ impl Pair {
         wait_for(&what, seconds, || self.checkpoints(disk).len() >= now + more);
     }
 
-    /// Restores every checkpoint of a disk and compares it with the photograph of that moment; gives how many there are.
-    pub fn compare(&self, disk: &Disk) -> usize {
+    /// Restores a disk's newest checkpoints and compares each with the photograph of its moment.
+    pub fn compare_newest(&self, disk: &Disk, count: usize) {
         let rows = self.checkpoints(disk);
-        for row in &rows {
+        assert!(rows.len() >= count, "{} checkpoints", rows.len());
+        for row in &rows[rows.len() - count..] {
             let id = row["checkpoint"].as_str().unwrap();
             assert_eq!(row["consistency"], "application", "{row}");
             let restore = format!("blxrep dispatcher restore {DATA} --disk {} --checkpoint {id}", disk.name);
@@ -377,7 +404,6 @@ impl Pair {
             run("cmp", &[restored.to_str().unwrap(), photo.to_str().unwrap()]);
             fs::remove_file(restored).unwrap();
         }
-        rows.len()
     }
 
     /// Mounts the agent's other disk; anew after every boot.
