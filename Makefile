@@ -6,6 +6,10 @@ UNITDIR = $(PREFIX)/lib/systemd/system
 SYSUSERSDIR = $(PREFIX)/lib/sysusers.d
 TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
 DOCDIR = $(PREFIX)/share/doc/blxrep
+ACTIVATIONDIR = $(PREFIX)/share/dbus-1/system-services
+# What install takes: release builds it first, dev takes what was built for tests.
+PROFILE ?= release
+BUILT = target/$(PROFILE:dev=debug)
 # The bus and polkit do not look below /usr/local.
 ifeq ($(PREFIX),/usr/local)
 DBUSDIR = /etc/dbus-1/system.d
@@ -21,6 +25,7 @@ INSTALL_FILE = $(INSTALL) -m 644
 INSTALLED = $(BINDIR)/blxrep $(BINDIR)/blxctl \
 	$(UNITDIR)/blxrep-agent.service $(UNITDIR)/blxrep-dispatcher.service \
 	$(SYSUSERSDIR)/blxrep.conf $(TMPFILESDIR)/blxrep.conf \
+	$(ACTIVATIONDIR)/org.blxrep.Agent.service $(ACTIVATIONDIR)/org.blxrep.Dispatcher.service \
 	$(DBUSDIR)/org.blxrep.conf $(POLKITDIR)/org.blxrep.policy \
 	$(DOCDIR)/config.example.yaml $(DOCDIR)/README.md $(DOCDIR)/LICENSE-MIT $(DOCDIR)/LICENSE-APACHE
 
@@ -58,9 +63,9 @@ bench: ## Measure, in a release build (sudo make bench)
 	tools/cargo build --package blxrep --release
 	tools/with-bpffs bench/run
 
-install: release ## Install below DESTDIR and PREFIX (/usr/local)
-	$(INSTALL) -m 755 target/release/blxrep $(DESTDIR)$(BINDIR)/blxrep
-	$(INSTALL) -m 755 target/release/blxctl $(DESTDIR)$(BINDIR)/blxctl
+install: $(PROFILE:dev=) ## Install below DESTDIR and PREFIX (/usr/local)
+	$(INSTALL) -m 755 $(BUILT)/blxrep $(DESTDIR)$(BINDIR)/blxrep
+	$(INSTALL) -m 755 $(BUILT)/blxctl $(DESTDIR)$(BINDIR)/blxctl
 	for unit in blxrep-agent blxrep-dispatcher; do \
 	    $(INSTALL_FILE) systemd/$$unit.service $(DESTDIR)$(UNITDIR)/$$unit.service && \
 	    sed -i 's#/usr/bin/blxrep#$(BINDIR)/blxrep#' $(DESTDIR)$(UNITDIR)/$$unit.service || exit 1; \
@@ -69,6 +74,9 @@ install: release ## Install below DESTDIR and PREFIX (/usr/local)
 	$(INSTALL_FILE) systemd/blxrep.tmpfiles $(DESTDIR)$(TMPFILESDIR)/blxrep.conf
 	$(INSTALL_FILE) dbus/org.blxrep.conf $(DESTDIR)$(DBUSDIR)/org.blxrep.conf
 	$(INSTALL_FILE) dbus/org.blxrep.policy $(DESTDIR)$(POLKITDIR)/org.blxrep.policy
+	for name in org.blxrep.Agent org.blxrep.Dispatcher; do \
+	    $(INSTALL_FILE) dbus/$$name.service $(DESTDIR)$(ACTIVATIONDIR)/$$name.service || exit 1; \
+	done
 	$(INSTALL_FILE) systemd/config.example.yaml $(DESTDIR)$(DOCDIR)/config.example.yaml
 	for file in README.md LICENSE-MIT LICENSE-APACHE; do $(INSTALL_FILE) $$file $(DESTDIR)$(DOCDIR)/$$file || exit 1; done
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \

@@ -1,0 +1,18 @@
+//! Two real hosts, an agent whose root is replicated and a dispatcher, under systemd, as README tells a new user to run them.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends so"
+)]
+
+#[path = "../common/hosts.rs"]
+mod hosts;
+#[path = "../common/lab.rs"]
+mod lab;
+
+mod freeze;
+mod network;
+mod services;
