@@ -135,7 +135,13 @@ impl Host {
         let log = fs::OpenOptions::new().create(true).append(true).open(&console).unwrap();
         // Not to be interrupted with this process: the end of its standard input tells it to clean up.
         let mut child = Command::new("setsid")
-            .args([&tool("test-host"), &self.name, &self.root, self.dir.to_str().unwrap(), &self.netns.path()])
+            .args([
+                &tool("test-host"),
+                &self.name,
+                &self.root,
+                self.dir.to_str().unwrap(),
+                &self.netns.path(),
+            ])
             .stdin(Stdio::piped())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -155,7 +161,8 @@ impl Host {
             ["running", "degraded"].contains(&String::from_utf8_lossy(&state.stdout).trim())
         });
         for device in &self.devices {
-            let number = fs::read_to_string(format!("/sys/class/block/{}/dev", device.trim_start_matches("/dev/")));
+            let number =
+                fs::read_to_string(format!("/sys/class/block/{}/dev", device.trim_start_matches("/dev/")));
             let number = number.unwrap().trim().replace(':', " ");
             self.run(&format!("[ -e {device} ] || mknod -m 600 {device} b {number}"));
         }
@@ -184,7 +191,8 @@ impl Host {
 
     /// Runs a script as another user, as a unit of the host's systemd.
     pub fn run_as(&self, user: &str, script: &str) -> Output {
-        let args = ["systemd-run", "--pipe", "--wait", "--quiet", "--collect", "--uid", user, "sh", "-c", script];
+        let args =
+            ["systemd-run", "--pipe", "--wait", "--quiet", "--collect", "--uid", user, "sh", "-c", script];
         self.enter().args(args).output().unwrap()
     }
 
@@ -327,7 +335,11 @@ impl Pair {
         for host in [&self.dispatcher, &self.agent] {
             host.run("cp -a --no-preserve=ownership /shared/stage/. / && systemd-sysusers");
             for unit in ["blxrep-agent", "blxrep-dispatcher"] {
-                host.put(&format!("/etc/systemd/system/{unit}.service.d/watchdog.conf"), "644", "[Service]\nWatchdogSec=0\n");
+                host.put(
+                    &format!("/etc/systemd/system/{unit}.service.d/watchdog.conf"),
+                    "644",
+                    "[Service]\nWatchdogSec=0\n",
+                );
             }
             host.run("systemd-tmpfiles --create blxrep.conf && systemctl daemon-reload");
             host.run("systemctl reload dbus");
