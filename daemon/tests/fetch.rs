@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use blxrep::agent::fetch::{FetchError, FetchRequest, fetch};
 use blxrep::agent::link::Dial;
 use blxrep::geometry::Geometry;
-use blxrep::restore::{ErrorClass, Output, Progress, RestoreReport};
+use blxrep::restore::{Output, Progress, RestoreReport};
 use blxrep::wire::frame::{decode_message, encode_message};
 use blxrep::wire::key::hex;
 use blxrep::wire::message::{RestoreDown, RestoreUp};
@@ -232,7 +232,7 @@ fn an_agent_that_may_not_restore_and_a_damaged_store() {
     let output = Output::Path(PathBuf::from(&target.path));
     let request = FetchRequest { disk: None, checkpoint: "latest".into(), output };
     let error = fetch(&session.dial, session.token, request, runtime.handle(), GO_ON).unwrap_err();
-    assert!(matches!(error, FetchError::Refused { kind: RefusalKind::Damaged, .. }), "{error}");
+    assert!(matches!(error, FetchError::Refused { kind: ProblemKind::Damaged, .. }), "{error}");
     assert!(!error.to_string().contains("only a part") && fs::read(&target.path).unwrap() == before);
     let found = verify(&["--json"]);
     assert_eq!(found.status.code(), Some(4));
@@ -258,7 +258,7 @@ fn a_fetch_that_is_cut_or_canceled_leaves_nothing() {
     let cancel =
         |done, total| if writes(done, total) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
     let error = session.fetch(&runtime, None, "latest", &cancel).unwrap_err();
-    assert!(matches!(&error, FetchError::Restore(e) if e.class() == ErrorClass::Canceled), "{error}");
+    assert!(matches!(&error, FetchError::Restore(e) if e.kind() == ProblemKind::Canceled), "{error}");
     // An open file is empty again, whatever ended it.
     let given = lab.path("given");
     let output = || {

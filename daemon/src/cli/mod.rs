@@ -17,8 +17,9 @@ use blxrep::agent::run::AgentError;
 use blxrep::config::{ConfigError, Mode, Settings};
 use blxrep::freeze;
 use blxrep::ids::{AgentId, IdError};
-use blxrep::restore::{ErrorClass, RestoreError};
+use blxrep::restore::RestoreError;
 use blxrep::wire::key::KeyError;
+use blxrep_dbus::problem::ProblemKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 const EXIT_CODES: &str = "\
@@ -259,12 +260,12 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
+    use ProblemKind::{Damaged, InvalidArgument, NoSuchAgent, NoSuchCheckpoint, NoSuchDisk};
     let usage = error.is::<ConfigError>() || error.is::<KeyError>() || error.is::<IdError>();
-    match (error.downcast_ref::<RestoreError>().map(RestoreError::class), error.downcast_ref::<AgentError>())
-    {
-        (Some(ErrorClass::Usage), _) => 2,
-        (Some(ErrorClass::Damaged), _) => 4,
-        (Some(ErrorClass::NotFound), _) => 5,
+    match (error.downcast_ref::<RestoreError>().map(RestoreError::kind), error.downcast_ref::<AgentError>()) {
+        (Some(InvalidArgument), _) => 2,
+        (Some(Damaged), _) => 4,
+        (Some(NoSuchAgent | NoSuchDisk | NoSuchCheckpoint), _) => 5,
         (_, Some(AgentError::Refused(_) | AgentError::NoDisk(_))) => 3,
         _ if usage => 2,
         _ => 1,

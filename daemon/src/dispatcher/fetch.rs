@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::server::turned;
 use crate::ids::AgentId;
-use crate::restore::{Chosen, ErrorClass, Missing, RestoreError};
+use crate::restore::{Chosen, Missing, RestoreError};
 use crate::run::Run;
 use crate::wire::frame::{Area, decode_message, encode_data, encode_message};
 use crate::wire::message::{DAMAGE_MAX_LINES, NAME_MAX_BYTES, RestoreDown, RestoreUp, cut_text};
@@ -100,7 +100,7 @@ impl Refusal {
 impl From<RestoreError> for Refusal {
     /// What an agent may be told: nothing of other agents, and no path of the dispatcher's.
     fn from(error: RestoreError) -> Self {
-        match (error.class(), error) {
+        match (error.kind(), error) {
             (_, RestoreError::NotFound(Missing::Agent, _)) => {
                 Self::new(ProblemKind::NoSuchAgent, "the dispatcher has stored nothing of this agent")
             }
@@ -119,7 +119,9 @@ impl From<RestoreError> for Refusal {
                 let reason = "what the dispatcher has stored of this checkpoint is damaged: try an older one";
                 Self { kind: ProblemKind::Damaged, reason: reason.to_owned(), damage }
             }
-            (ErrorClass::Usage, error) => Self::new(ProblemKind::InvalidArgument, error.to_string()),
+            (ProblemKind::InvalidArgument, error) => {
+                Self::new(ProblemKind::InvalidArgument, error.to_string())
+            }
             (_, error) => Self::new(ProblemKind::Failed, format!("the dispatcher failed: {error}")),
         }
     }

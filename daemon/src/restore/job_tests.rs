@@ -51,12 +51,12 @@ fn a_restore_that_is_canceled_anywhere_leaves_nothing() {
     assert!(looks > 10);
     for n in 1..=looks {
         let error = restore(options(dir.path(), "latest"), &cancel_at(n)).unwrap_err();
-        assert_eq!((error.class(), error.to_string().as_str()), (ErrorClass::Canceled, "canceled"));
+        assert_eq!((error.kind(), error.to_string().as_str()), (ProblemKind::Canceled, "canceled"));
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["data"], "canceled at {n}");
         let given = dir.path().join("data/given");
         let error = into_open(dir.path(), opened(&given), &cancel_at(n)).unwrap_err();
-        assert_eq!(error.class(), ErrorClass::Canceled);
+        assert_eq!(error.kind(), ProblemKind::Canceled);
         assert_eq!(fs::metadata(&given).unwrap().len(), 0, "canceled at {n}");
     }
 }
@@ -72,7 +72,7 @@ fn a_device_of_a_canceled_restore_is_said_to_hold_a_part_if_it_does() {
         let output = Some(Output::Path(PathBuf::from(&device.0)));
         let options = RestoreOptions { output, ..options(dir.path(), "latest") };
         let error = restore(options, &cancel_at(n)).unwrap_err();
-        assert_eq!(error.class(), ErrorClass::Canceled);
+        assert_eq!(error.kind(), ProblemKind::Canceled);
         let part = fs::read(&device.0).unwrap() != junk;
         assert_eq!(error.to_string().contains("holds only a part"), part, "canceled at {n}: {error}");
     }
@@ -103,7 +103,7 @@ fn an_open_device_gets_the_image() {
     let small = Loop::over(&backing);
     let file = OpenOptions::new().read(true).write(true).open(&small.0).unwrap();
     let error = into_open(dir.path(), file, GO_ON).unwrap_err();
-    assert!(error.class() == ErrorClass::Usage && error.to_string().contains("needs"), "{error}");
+    assert!(error.kind() == ProblemKind::InvalidArgument && error.to_string().contains("needs"), "{error}");
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn an_open_file_that_is_no_target_is_refused_and_not_touched() {
     let path = dir.path().join("given");
     let refused = |file: File, says: &str| {
         let error = into_open(dir.path(), file, GO_ON).unwrap_err();
-        assert!(error.class() == ErrorClass::Usage && error.to_string().contains(says), "{error}");
+        assert!(error.kind() == ProblemKind::InvalidArgument && error.to_string().contains(says), "{error}");
     };
     fs::write(&path, b"precious").unwrap();
     refused(OpenOptions::new().read(true).write(true).open(&path).unwrap(), "not empty");
@@ -145,7 +145,7 @@ fn an_open_file_is_empty_again_after_damage() {
     let dir = lay(&tree);
     let path = dir.path().join("given");
     let error = into_open(dir.path(), opened(&path), GO_ON).unwrap_err();
-    assert_eq!(error.class(), ErrorClass::Damaged);
+    assert_eq!(error.kind(), ProblemKind::Damaged);
     assert_eq!(fs::metadata(&path).unwrap().len(), 0);
 }
 
@@ -160,8 +160,8 @@ fn a_verify_finds_what_a_restore_finds() {
     let sound = |n: usize| VerifyReport { disk: owner().disk, checkpoint: id(n), damage: Vec::new() };
     assert_eq!(verify(dir.path(), "latest").unwrap(), sound(3));
     assert_eq!(verify(dir.path(), &id(1).to_string()).unwrap(), sound(1));
-    assert_eq!(verify(dir.path(), "203011212034").unwrap_err().class(), ErrorClass::NotFound);
-    assert_eq!(verify(dir.path(), "newest").unwrap_err().class(), ErrorClass::Usage);
+    assert_eq!(verify(dir.path(), "203011212034").unwrap_err().kind(), ProblemKind::NoSuchCheckpoint);
+    assert_eq!(verify(dir.path(), "newest").unwrap_err().kind(), ProblemKind::InvalidArgument);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is written");
 
     tree.get_mut(&owner().bak(id(3))).unwrap()[1500] ^= 1;
@@ -193,6 +193,6 @@ fn a_verify_can_be_canceled_also_within_one_file() {
     assert!(looks.get() > 12, "more often than once a file: {}", looks.get());
     for n in 1..=looks.get() {
         let error = verify_checkpoint(&data, &owner().agent, None, "latest", &cancel_at(n)).unwrap_err();
-        assert_eq!(error.class(), ErrorClass::Canceled);
+        assert_eq!(error.kind(), ProblemKind::Canceled);
     }
 }

@@ -32,21 +32,6 @@ use blxrep_dbus::problem::ProblemKind;
 
 use crate::store::{Damage, StoreError};
 
-/// What kind of error it is, for the exit status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ErrorClass {
-    /// The request makes no sense.
-    Usage,
-    /// There is no such agent, disk or checkpoint.
-    NotFound,
-    /// The store is damaged.
-    Damaged,
-    /// The file system or a device failed or is full.
-    Io,
-    /// It was told to end.
-    Canceled,
-}
-
 /// What of an agent's is not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
@@ -144,17 +129,6 @@ impl fmt::Display for DamageList<'_> {
 
 impl RestoreError {
     /// What kind of error it is.
-    pub fn class(&self) -> ErrorClass {
-        match self {
-            Self::Usage(_) => ErrorClass::Usage,
-            Self::NotFound(..) => ErrorClass::NotFound,
-            Self::Damaged(_) => ErrorClass::Damaged,
-            Self::Store(_) | Self::Output { .. } | Self::ReadBack { .. } => ErrorClass::Io,
-            Self::Canceled { .. } => ErrorClass::Canceled,
-        }
-    }
-
-    /// What it is called on the bus.
     pub fn kind(&self) -> ProblemKind {
         match self {
             Self::Usage(_) => ProblemKind::InvalidArgument,

@@ -216,7 +216,7 @@ fn what_is_in_the_way_is_never_overwritten() {
     let dir = lay(&tree());
     fs::write(dir.path().join("out.img"), b"precious").unwrap();
     let error = restore(options(dir.path(), "latest"), GO_ON).unwrap_err();
-    assert_eq!(error.class(), ErrorClass::Usage);
+    assert_eq!(error.kind(), ProblemKind::InvalidArgument);
     assert_eq!(fs::read(dir.path().join("out.img")).unwrap(), b"precious");
 }
 
@@ -227,15 +227,15 @@ fn what_is_not_there_is_said_with_what_is() {
         let disk = disk.map(str::to_owned);
         let o = RestoreOptions { agent: agent.parse().unwrap(), disk, ..options(dir.path(), checkpoint) };
         let error = restore(o, GO_ON).unwrap_err();
-        (error.class(), error.to_string())
+        (error.kind(), error.to_string())
     };
     let (class, text) = ask("agent10", None, "latest");
-    assert!(class == ErrorClass::NotFound && text.contains("agent1"), "{text}");
+    assert!(class == ProblemKind::NoSuchAgent && text.contains("agent1"), "{text}");
     let (class, text) = ask("agent1", Some("sdb"), "latest");
-    assert!(class == ErrorClass::NotFound && text.contains("disk0 (sda)"), "{text}");
+    assert!(class == ProblemKind::NoSuchDisk && text.contains("disk0 (sda)"), "{text}");
     let (class, text) = ask("agent1", Some("sda"), "203011212034");
-    assert!(class == ErrorClass::NotFound && text.contains(&id(3).to_string()), "{text}");
-    assert_eq!(ask("agent1", None, "yesterday").0, ErrorClass::Usage);
+    assert!(class == ProblemKind::NoSuchCheckpoint && text.contains(&id(3).to_string()), "{text}");
+    assert_eq!(ask("agent1", None, "yesterday").0, ProblemKind::InvalidArgument);
 }
 
 /// A loop device over a file, gone when dropped.
@@ -278,14 +278,14 @@ fn a_device_gets_every_block_and_nothing_before_damage_was_looked_for() {
         fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&device.0).unwrap()
     };
     let error = to_device(dir.path()).unwrap_err();
-    assert!(error.class() == ErrorClass::Usage && error.to_string().contains("in use"), "{error}");
+    assert!(error.kind() == ProblemKind::InvalidArgument && error.to_string().contains("in use"), "{error}");
     drop(held);
     drop(device);
     fs::write(&backing, vec![0; 1 << 20]).unwrap();
     let small = Loop::over(&backing);
     let output = Some(Output::Path(PathBuf::from(&small.0)));
     let error = restore(RestoreOptions { output, ..options(dir.path(), "latest") }, GO_ON).unwrap_err();
-    assert!(error.class() == ErrorClass::Usage && error.to_string().contains("needs"), "{error}");
+    assert!(error.kind() == ProblemKind::InvalidArgument && error.to_string().contains("needs"), "{error}");
 }
 
 /// A small tmpfs, gone when dropped.
@@ -313,6 +313,6 @@ fn a_full_output_file_system_is_said_and_nothing_is_left() {
     let tmpfs = Tmpfs::mount(dir.path().join("full"), "128k");
     let output = Some(Output::Path(tmpfs.0.join("out.img")));
     let error = restore(RestoreOptions { output, ..options(dir.path(), "latest") }, GO_ON).unwrap_err();
-    assert!(error.class() == ErrorClass::Io && error.to_string().contains("free some space"), "{error}");
+    assert!(error.kind() == ProblemKind::Failed && error.to_string().contains("free some space"), "{error}");
     assert_eq!(fs::read_dir(&tmpfs.0).unwrap().count(), 0);
 }

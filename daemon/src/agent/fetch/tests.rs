@@ -17,7 +17,6 @@ use super::*;
 use crate::checkpoint::{Checkpoint, Consistency};
 use crate::hash::hash_blocks;
 use crate::ids::{CheckpointId, Epoch};
-use crate::restore::ErrorClass;
 use crate::restore::tests::Loop;
 use crate::wire::frame::{FRAME_MAX_BYTES, encode_data};
 use crate::wire::key::AgentKey;
@@ -287,7 +286,7 @@ fn a_device_is_not_touched_before_data_comes_and_is_said_to_hold_a_part_then() {
     let small = Loop::over(&backing);
     lab.serve(good(), Then::Close);
     let error = lab.fetch_to(Output::Path(PathBuf::from(&small.0)), GO_ON).unwrap_err();
-    assert!(matches!(&error, FetchError::Restore(e) if e.class() == ErrorClass::Usage), "{error}");
+    assert!(matches!(&error, FetchError::Restore(e) if e.kind() == ProblemKind::InvalidArgument), "{error}");
     assert!(fs::read(&small.0).unwrap() == junk[..1 << 20]);
 }
 
