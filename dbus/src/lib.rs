@@ -72,6 +72,10 @@ pub const ACTION_RESTORE: &str = "org.blxrep.restore";
 /// Every polkit action.
 pub const ACTIONS: [&str; 4] = [ACTION_INSPECT, ACTION_PAUSE, ACTION_CHECKPOINT, ACTION_RESTORE];
 
+/// The details that every check carries; the actions' messages name them as `$(agent)` and so on. `-` stands for what was
+/// not given.
+pub const POLKIT_DETAILS: [&str; 4] = ["agent", "disk", "checkpoint", "target"];
+
 /// The system user the dispatcher runs as (`systemd/blxrep.sysusers`), and so the owner of its name.
 pub const DISPATCHER_USER: &str = "blxrep";
 
@@ -133,6 +137,24 @@ mod tests {
         assert_eq!(POLICY.matches("<message>").count(), ACTIONS.len());
         for answer in ["allow_any", "allow_inactive", "allow_active"] {
             assert_eq!(POLICY.matches(&format!("<{answer}>auth_admin")).count(), ACTIONS.len(), "{answer}");
+        }
+    }
+
+    /// polkit refuses checks with details from anybody but root and the action's owner.
+    #[test]
+    fn the_dispatchers_user_owns_every_action_and_so_may_name_what_it_asks_for() {
+        let owner = format!(
+            "<annotate key=\"org.freedesktop.policykit.owner\">unix-user:{DISPATCHER_USER}</annotate>"
+        );
+        for action in POLICY.split("<action ").skip(1) {
+            let (action, _) = action.split_once("</action>").expect("the action ends");
+            assert_eq!(action.matches(&owner).count(), 1, "{action}");
+            let (_, message) = action.split_once("<message>").expect("there is a message");
+            let (message, _) = message.split_once("</message>").expect("the message ends");
+            assert!(message.contains("$(agent)") && message.contains("$(disk)"), "{message}");
+            for name in message.split("$(").skip(1).filter_map(|rest| rest.split(')').next()) {
+                assert!(POLKIT_DETAILS.contains(&name), "{name} is never passed");
+            }
         }
     }
 

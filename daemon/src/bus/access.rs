@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use blxrep_dbus::POLKIT_DETAILS;
 use blxrep_dbus::problem::{Problem, ProblemKind};
 use tokio::time::timeout;
 use tracing::warn;
@@ -97,16 +98,10 @@ async fn ask_polkit(
     polkit.check_authorization(&subject, action, &details(about), flags, "").await
 }
 
-/// What polkit puts in place of `$(agent)` and the like. Always all of them, as the actions' messages name them; `-`
-/// for what was not given, which is the name of nothing.
+/// What polkit puts in place of `$(agent)` and the like: always all of them.
 fn details(about: &About) -> HashMap<&'static str, &str> {
-    let or_none = |text| super::job::known(text).unwrap_or("-");
-    HashMap::from([
-        ("agent", or_none(&about.agent)),
-        ("disk", or_none(&about.disk)),
-        ("checkpoint", or_none(&about.checkpoint)),
-        ("target", or_none(&about.target)),
-    ])
+    let values = [&about.agent, &about.disk, &about.checkpoint, &about.target];
+    POLKIT_DETAILS.into_iter().zip(values.map(|text| super::job::known(text).unwrap_or("-"))).collect()
 }
 
 fn verdict(action: &str, answer: zbus::Result<AuthorizationResult>) -> Result<(), Problem> {

@@ -276,6 +276,9 @@ async fn connect(
     let serving = tokio::spawn(async move {
         serve(&daemon, &server, disks, added).await;
     });
+    // What was signalled of the beginning is over when this is answered.
+    let ping = client.call_method(None::<&str>, "/", Some("org.freedesktop.DBus.Peer"), "Ping", &());
+    timeout(PATIENCE, ping).await.unwrap().unwrap();
     (client, serving)
 }
 

@@ -7,12 +7,12 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Output, Stdio};
 
-use blxrep_dbus::{ACTION_CHECKPOINT, ACTION_RESTORE, BUS_NAME_DISPATCHER};
+use blxrep_dbus::{ACTION_CHECKPOINT, BUS_NAME_DISPATCHER};
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
-use zbus::message::Flags;
 use zbus::names::BusName;
 
+use super::life::until_canceled;
 use super::*;
 use crate::bus::stay_on_bus;
 
@@ -59,24 +59,31 @@ impl Bus {
         }))
     }
 
-    /// Calls Sync as another user.
+    /// Calls Sync as another user, who may be asked.
     async fn sync_as_nobody(&self) -> String {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "dbus-send"]);
-        command
-            .arg(format!("--bus={}", self.address))
-            .args(["--print-reply", "--dest=org.blxrep.Dispatcher"]);
-        command.args([
-            "/org/blxrep/Manager",
-            "org.blxrep.Manager.Sync",
-            "string:web1",
-            "dict:string:variant:",
-        ]);
-        let run = move || command.output();
-        let output: Output =
-            spawn_blocking(run).await.unwrap().expect("setpriv: run tools/install-deps test");
-        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+        let address = format!("--address={}", self.address);
+        let call = ["/org/blxrep/Manager", "org.blxrep.Manager", "Sync", "sa{sv}", "web1", "0"];
+        let begin =
+            ["busctl", &address, "--allow-interactive-authorization=yes", "call", BUS_NAME_DISPATCHER];
+        as_nobody(begin.into_iter().chain(call)).await
     }
+
+    /// Cancels the first job as another user, who may not be asked.
+    async fn cancel_as_nobody(&self) -> String {
+        let (bus, dest) = (format!("--bus={}", self.address), format!("--dest={BUS_NAME_DISPATCHER}"));
+        let call = ["/org/blxrep/job/1", "org.blxrep.Job.Cancel"];
+        as_nobody(["dbus-send", &bus, "--print-reply", &dest].into_iter().chain(call)).await
+    }
+}
+
+async fn as_nobody(args: impl Iterator<Item = &str>) -> String {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).args(args);
+    let output: Output = spawn_blocking(move || command.output())
+        .await
+        .unwrap()
+        .expect("setpriv: run tools/install-deps test");
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
 impl Drop for Bus {
@@ -125,7 +132,8 @@ fn spawn(dir: &TempDir) -> (Child, String) {
         address.starts_with("unix:"),
         "dbus-daemon refused its configuration (are these tests run as root?)"
     );
-    (daemon, address.trim().to_owned())
+    // Without the bus's own id, which is another one when it is started again.
+    (daemon, address.trim().split(',').next().unwrap().to_owned())
 }
 
 struct Serving(JoinHandle<()>);
@@ -136,14 +144,16 @@ impl Drop for Serving {
     }
 }
 
-async fn until_owned(connection: &Connection, name: &'static str) {
+/// The daemon's manager, as soon as its name is taken.
+async fn manager(connection: &Connection) -> ManagerProxy<'static> {
     let bus = zbus::fdo::DBusProxy::new(connection).await.unwrap();
     let wait = async {
-        while !bus.name_has_owner(BusName::try_from(name).unwrap()).await.unwrap() {
+        while !bus.name_has_owner(BusName::try_from(BUS_NAME_DISPATCHER).unwrap()).await.unwrap() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{name} was not taken"));
+    timeout(PATIENCE, wait).await.expect("the name was not taken: these tests need root");
+    ManagerProxy::builder(connection).destination(BUS_NAME_DISPATCHER).build().await.unwrap()
 }
 
 /// Says what it is made to, as polkit would.
@@ -192,64 +202,57 @@ async fn without_polkit_root_may_everything_and_others_nothing() {
     let fake = Arc::<Fake>::default();
     let _serving = bus.serve(&fake);
     let root = bus.connect().await;
-    until_owned(&root, BUS_NAME_DISPATCHER).await;
-    let manager = ManagerProxy::builder(&root).destination(BUS_NAME_DISPATCHER).build().await.unwrap();
-    manager.sync("web1", none()).await.unwrap();
+    let manager = manager(&root).await;
+    fake.will(until_canceled);
+    let path = manager.sync("web1", none()).await.unwrap();
     assert_eq!(fake.take().len(), 1);
     let said = bus.sync_as_nobody().await;
+    assert!(said.contains("Access denied"), "{said}");
+    assert_eq!(fake.take(), Vec::<String>::new());
+    let said = bus.cancel_as_nobody().await;
     assert!(said.contains("org.freedesktop.DBus.Error.AccessDenied"), "{said}");
     assert!(said.contains(ACTION_CHECKPOINT) && said.contains("only root"), "{said}");
-    assert_eq!(fake.take(), Vec::<String>::new());
+    let job = JobProxy::builder(&root).destination(BUS_NAME_DISPATCHER).path(path).build().await.unwrap();
+    assert_eq!(job.state().await.unwrap(), "running");
+    job.cancel().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_polkit_others_may_what_it_grants() {
     let bus = Bus::start();
     let fake = Arc::<Fake>::default();
-    let (polkit, connection) = polkit_on(&bus).await;
+    let (polkit, root) = polkit_on(&bus).await;
     let _serving = bus.serve(&fake);
-    until_owned(&connection, BUS_NAME_DISPATCHER).await;
+    fake.will(until_canceled);
+    manager(&root).await.sync("web1", none()).await.unwrap();
+    assert_eq!(polkit.asked.lock().unwrap().len(), 0, "root is not asked about");
     for (answer, says) in [
         (Some((false, false)), "is not granted"),
         (Some((false, true)), "needs authentication"),
         (None, "failed to decide"),
     ] {
         *polkit.answer.lock().unwrap() = answer;
-        let said = bus.sync_as_nobody().await;
+        let said = bus.cancel_as_nobody().await;
         assert!(said.contains("AccessDenied") && said.contains(ACTION_CHECKPOINT), "{said}");
         assert!(said.contains(says), "{says}: {said}");
     }
-    assert_eq!(fake.take(), Vec::<String>::new());
+    fake.take();
     *polkit.answer.lock().unwrap() = Some((true, false));
     let said = bus.sync_as_nobody().await;
-    assert!(said.contains("object path \"/org/blxrep/job/1\""), "{said}");
+    assert_eq!(said.trim(), "o \"/org/blxrep/job/2\"");
     assert_eq!(fake.take(), ["sync web1 None"]);
+    assert!(bus.cancel_as_nobody().await.contains("method return"));
     let asked = std::mem::take(&mut *polkit.asked.lock().unwrap());
-    let last = asked.last().unwrap();
-    assert_eq!(
-        (asked.len(), last.kind.as_str(), last.action.as_str()),
-        (4, "system-bus-name", ACTION_CHECKPOINT)
-    );
-    assert_eq!(last.flags, 0, "dbus-send does not let a person be asked");
+    let flags: Vec<_> = asked.iter().map(|question| question.flags).collect();
+    assert_eq!(flags, [0, 0, 0, 1, 0], "a person is asked only where the call allows it");
     let details = [("agent", "web1"), ("disk", "-"), ("checkpoint", "-"), ("target", "-")];
-    assert_eq!(last.details, details.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_person_is_asked_only_where_the_call_allows_it() {
-    let bus = Bus::start();
-    let (polkit, connection) = polkit_on(&bus).await;
-    *polkit.answer.lock().unwrap() = Some((true, false));
-    let about = About { target: "/t".into(), ..About::default() };
-    for (flags, expected) in [(Flags::ALLOW_INTERACTIVE_AUTH, 1), (Flags::NO_AUTO_START, 0)] {
-        let call = Message::method_call("/x", "X").sender(":1.999").with_flags(flags);
-        let call = call.build(&()).unwrap();
-        let header = call.header();
-        Access::Polkit.check(&connection, &header, 1000, ACTION_RESTORE, &about).await.unwrap();
-        let asked = polkit.asked.lock().unwrap().pop().unwrap();
-        assert_eq!((asked.flags, asked.details["target"].as_str()), (expected, "/t"));
-        let nobody = Access::Polkit.caller_uid(&connection, &header).await.unwrap_err();
-        assert_eq!(nobody.kind, ProblemKind::AccessDenied, "the bus knows no such sender");
+    let details = HashMap::from(details.map(|(k, v)| (k.to_owned(), v.to_owned())));
+    for question in asked {
+        assert_eq!(
+            (question.kind.as_str(), question.action.as_str()),
+            ("system-bus-name", ACTION_CHECKPOINT)
+        );
+        assert_eq!(question.details, details);
     }
 }
 
@@ -268,10 +271,8 @@ async fn a_bus_that_goes_away_is_entered_again() {
     let mut bus = Bus::start();
     let fake = Arc::<Fake>::default();
     let _serving = bus.serve(&fake);
-    until_owned(&bus.connect().await, BUS_NAME_DISPATCHER).await;
+    manager(&bus.connect().await).await;
     bus.start_again();
     let root = bus.connect().await;
-    until_owned(&root, BUS_NAME_DISPATCHER).await;
-    let manager = ManagerProxy::builder(&root).destination(BUS_NAME_DISPATCHER).build().await.unwrap();
-    assert_eq!(manager.role().await.unwrap(), "dispatcher");
+    assert_eq!(manager(&root).await.role().await.unwrap(), "dispatcher");
 }
