@@ -6,6 +6,10 @@ UNITDIR = $(PREFIX)/lib/systemd/system
 SYSUSERSDIR = $(PREFIX)/lib/sysusers.d
 TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
 DOCDIR = $(PREFIX)/share/doc/blxrep
+MANDIR = $(PREFIX)/share/man/man1
+BASHDIR = $(PREFIX)/share/bash-completion/completions
+ZSHDIR = $(PREFIX)/share/zsh/site-functions
+FISHDIR = $(PREFIX)/share/fish/vendor_completions.d
 # The bus and polkit do not look below /usr/local.
 ifeq ($(PREFIX),/usr/local)
 DBUSDIR = /etc/dbus-1/system.d
@@ -71,12 +75,23 @@ install: release ## Install below DESTDIR and PREFIX (/usr/local)
 	$(INSTALL_FILE) dbus/org.blxrep.policy $(DESTDIR)$(POLKITDIR)/org.blxrep.policy
 	$(INSTALL_FILE) systemd/config.example.yaml $(DESTDIR)$(DOCDIR)/config.example.yaml
 	for file in README.md LICENSE-MIT LICENSE-APACHE; do $(INSTALL_FILE) $$file $(DESTDIR)$(DOCDIR)/$$file || exit 1; done
+	for program in blxrep blxctl; do \
+	    rm -rf target/generated && target/release/$$program generate target/generated && \
+	    $(INSTALL_FILE) -t $(DESTDIR)$(MANDIR) target/generated/man/man1/*.1 && \
+	    $(INSTALL_FILE) -t $(DESTDIR)$(BASHDIR) target/generated/completions/bash/* && \
+	    $(INSTALL_FILE) -t $(DESTDIR)$(ZSHDIR) target/generated/completions/zsh/* && \
+	    $(INSTALL_FILE) -t $(DESTDIR)$(FISHDIR) target/generated/completions/fish/* || exit 1; \
+	done
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
 	    systemd-sysusers && systemd-tmpfiles --create blxrep.conf && systemctl daemon-reload; \
 	fi
 
 uninstall: ## Remove what install installed; configuration and data stay
 	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
+	for program in blxrep blxctl; do \
+	    rm -f $(DESTDIR)$(MANDIR)/$$program.1 $(DESTDIR)$(MANDIR)/$$program-*.1 $(DESTDIR)$(BASHDIR)/$$program \
+	        $(DESTDIR)$(ZSHDIR)/_$$program $(DESTDIR)$(FISHDIR)/$$program.fish; \
+	done
 	rmdir $(DESTDIR)$(DOCDIR) 2>/dev/null || true
 
 clean: ## Remove everything that was built
