@@ -10,6 +10,10 @@ ACTIVATIONDIR = $(PREFIX)/share/dbus-1/system-services
 # What install takes: release builds it first, dev takes what was built for tests.
 PROFILE ?= release
 BUILT = target/$(PROFILE:dev=debug)
+MANDIR = $(PREFIX)/share/man/man1
+BASHDIR = $(PREFIX)/share/bash-completion/completions
+ZSHDIR = $(PREFIX)/share/zsh/site-functions
+FISHDIR = $(PREFIX)/share/fish/vendor_completions.d
 # The bus and polkit do not look below /usr/local.
 ifeq ($(PREFIX),/usr/local)
 DBUSDIR = /etc/dbus-1/system.d
@@ -79,12 +83,23 @@ install: $(PROFILE:dev=) ## Install below DESTDIR and PREFIX (/usr/local)
 	done
 	$(INSTALL_FILE) systemd/config.example.yaml $(DESTDIR)$(DOCDIR)/config.example.yaml
 	for file in README.md LICENSE-MIT LICENSE-APACHE; do $(INSTALL_FILE) $$file $(DESTDIR)$(DOCDIR)/$$file || exit 1; done
+	made=$$(mktemp -d) && for program in blxrep blxctl; do \
+	    $(BUILT)/$$program generate $$made && \
+	    $(INSTALL_FILE) -t $(DESTDIR)$(MANDIR) $$made/man/man1/$$program*.1 && \
+	    $(INSTALL_FILE) -t $(DESTDIR)$(BASHDIR) $$made/completions/bash/* && \
+	    $(INSTALL_FILE) -t $(DESTDIR)$(ZSHDIR) $$made/completions/zsh/* && \
+	    $(INSTALL_FILE) -t $(DESTDIR)$(FISHDIR) $$made/completions/fish/* || exit 1; \
+	done && rm -r $$made
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
 	    systemd-sysusers && systemd-tmpfiles --create blxrep.conf && systemctl daemon-reload; \
 	fi
 
 uninstall: ## Remove what install installed; configuration and data stay
 	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
+	for program in blxrep blxctl; do \
+	    rm -f $(DESTDIR)$(MANDIR)/$$program.1 $(DESTDIR)$(MANDIR)/$$program-*.1 $(DESTDIR)$(BASHDIR)/$$program \
+	        $(DESTDIR)$(ZSHDIR)/_$$program $(DESTDIR)$(FISHDIR)/$$program.fish; \
+	done
 	rmdir $(DESTDIR)$(DOCDIR) 2>/dev/null || true
 
 clean: ## Remove everything that was built

@@ -20,20 +20,23 @@ Exit codes:
   0  done
   1  failed, or canceled
   2  wrong usage
-  3  no daemon runs, it refused, access was denied, or agent and dispatcher are not connected
+  3  no daemon runs, it refused, access was denied, or agent and dispatcher are not
+     connected
   4  damage was found
   5  not found: no such agent, disk, checkpoint or job
   6  only of 'status': something needs attention
 
 JSON:
-  --json  one document on standard output, or one a line of 'watch'; sizes in bytes (_bytes), times and spans in
-          microseconds (_usec) or milliseconds (_ms), null for what is not known. Errors stay text on standard error.
+  --json  one document on standard output, or one a line of 'watch'; sizes in bytes
+          (_bytes), times and spans in microseconds (_usec) or milliseconds (_ms), null
+          for what is not known. Errors stay text on standard error.
 
 Environment:
   DBUS_SYSTEM_BUS_ADDRESS  another bus than the system's
 
 Files:
-  /usr/share/polkit-1/actions/org.blxrep.policy  the polkit actions: inspect, pause, checkpoint, restore";
+  /usr/share/polkit-1/actions/org.blxrep.policy
+          the polkit actions: inspect, pause, checkpoint and restore";
 
 const STATUS: &str = "\
 A disk is protected if its newest checkpoint is at most two intervals and a minute old. An agent does not know the \
@@ -48,20 +51,22 @@ Examples:
 Exit codes:
   0  every disk is protected and nothing is wrong
   3  no daemon runs
-  6  something needs attention: a disk is unprotected, late, failed, detached, fuzzy, paused or has an error, or there \
-is none
+  6  something needs attention: a disk is unprotected, late, failed, detached, fuzzy,
+     paused or has an error, or there is no disk
 
 JSON:
   ok       whether the exit code is 0
-  daemons  role, bus_name, version, disks_total, disks_protected, disks_attention, disks as of 'disks' with protected and \
-problems (kind, message, advice) added, jobs as of 'jobs'";
+  daemons  an array: role, bus_name, version, disks_total, disks_protected,
+           disks_attention, disks as of 'disks' with protected and problems (kind, message,
+           advice) added, jobs as of 'jobs'";
 
 const AGENTS: &str = "\
 Examples:
   blxctl agents
 
 JSON:
-  an array  agent, connected, hostname, version, address, last_seen_usec (since 1970; null if never), disks (how many)";
+  an array  agent, connected, hostname, version, address, last_seen_usec (since 1970; null
+            if never), disks (how many)";
 
 const DISKS: &str = "\
 Examples:
@@ -69,9 +74,10 @@ Examples:
   blxctl disks web1 --json
 
 JSON:
-  an array  agent, disk (its id), device, size_bytes, state (detached, paused, copying, comparing, syncing, idle or \
-failed), paused, paused_by (agent, dispatcher), progress (0 to 1, of a copy or compare), dirty_bytes, last_checkpoint, \
-lag_usec (its age), consistency, sync_every_usec (0 on an agent), last_error";
+  an array  agent, disk (its id), device, size_bytes, state (detached, paused, copying,
+            comparing, syncing, idle or failed), paused, paused_by (agent, dispatcher),
+            progress (0 to 1, of a copy or compare), dirty_bytes, last_checkpoint, lag_usec
+            (its age), consistency, sync_every_usec (0 on an agent), last_error";
 
 const SHOW: &str = "\
 Examples:
@@ -79,8 +85,8 @@ Examples:
   blxctl show web1 --disk sda --start 202611210000
 
 JSON:
-  an array  checkpoint, agent, disk, device, time (RFC 3339), consistency, size_bytes, delta_bytes, stored_bytes, parent \
-(null for the base), freeze_ms, note";
+  an array  checkpoint, agent, disk, device, time (RFC 3339), consistency, size_bytes,
+            delta_bytes, stored_bytes, parent (null for the base), freeze_ms, note";
 
 const RESTORE: &str = "\
 TARGET is opened with your own rights, and every block is verified. A new file is made under a hidden name and gets its own when \
@@ -100,7 +106,8 @@ Exit codes:
 
 JSON:
   job, type, result  result: done, canceled or failed
-  of what is done    checkpoint, disk, consistency, note, output, size_bytes, written_bytes
+  of what is done    checkpoint, disk, consistency, note, output, size_bytes,
+                     written_bytes
   of a failure       error, message, damage";
 
 const VERIFY: &str = "\
@@ -154,8 +161,9 @@ Examples:
   blxctl jobs
 
 JSON:
-  an array  job, type (sync, restore or verify), agent, disk (null for several), checkpoint, target, started_by_uid, \
-started_by, state (running or canceling), progress (0 to 1), bytes_done, bytes_total, rate_bytes_per_s";
+  an array  job, type (sync, restore or verify), agent, disk (null for several), checkpoint,
+            target, started_by_uid, started_by, state (running or canceling), progress (0 to
+            1), bytes_done, bytes_total, rate_bytes_per_s";
 
 const CANCEL: &str = "\
 Asks the job to end, and does not wait for that.
@@ -184,7 +192,7 @@ JSON:
   daemon_gone  nothing else
   daemon_back  nothing else";
 
-/// Asks and orders the blxrep daemons of this host, over the system bus
+/// Ask and order the blxrep daemons of this host, over the system bus
 #[derive(Debug, Parser)]
 #[command(name = "blxctl", version, after_long_help = HELP, max_term_width = 110, subcommand_value_name = "COMMAND")]
 pub(crate) struct Cli {

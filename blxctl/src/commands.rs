@@ -14,7 +14,7 @@ use zbus::wire::{Fd, ObjectPath, OwnedObjectPath};
 use crate::cli::{Cli, Command, Disks, Wait, Which};
 use crate::connect::{self, Daemon, Objects};
 use crate::failure::{Exit, Failure, error_name};
-use crate::job::{self, Plan};
+use crate::job::{self, Plan, Stop};
 use crate::model::{Agent, Checkpoint, Disk, Job};
 use crate::output::show;
 use crate::status::Report;
@@ -122,10 +122,13 @@ async fn restore(
     json: bool,
 ) -> Result<(), Failure> {
     let (path, name) = target::absolute(&path)?;
-    // Who should give a new file its name? Without us only the daemon can, so it makes the file.
-    let target = if wait.no_wait && !target::is_device(&path)? { None } else { Some(Target::open(&path)?) };
+    let is_device = target::is_device(&path)?;
     let agent = daemon.agent(which.agent).await?;
     let manager = daemon.manager().await?;
+    // From here on a signal must not leave a hidden file.
+    let stop = Stop::new()?;
+    // Who should give a new file its name? Without us only the daemon can, so it makes the file.
+    let target = if wait.no_wait && !is_device { None } else { Some(Target::open(&path)?) };
     let mut options = disk_option(which.disk);
     if let Some(target) = &target {
         options.insert("output", Fd::from(target.fd()).into());
@@ -135,7 +138,7 @@ async fn restore(
         return began(begin.await, ACTION_RESTORE, json);
     }
     let plan = Plan { job_type: JobType::Restore, agent: &agent, action: ACTION_RESTORE, json };
-    let ended = job::run(daemon, &plan, begin).await?;
+    let ended = job::run(daemon, &plan, begin, stop).await?;
     let failure = ended.failure(ACTION_RESTORE);
     if let (Some(target), None) = (target, &failure) {
         target.finish()?;
@@ -168,7 +171,7 @@ async fn begin_and_end(
     if wait.no_wait {
         return began(begin.await, plan.action, plan.json);
     }
-    let ended = job::run(daemon, plan, begin).await?;
+    let ended = job::run(daemon, plan, begin, Stop::new()?).await?;
     finish(&ended, ended.failure(plan.action), plan.json)
 }
 

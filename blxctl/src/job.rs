@@ -72,8 +72,8 @@ pub(crate) async fn run(
     daemon: &Daemon,
     plan: &Plan<'_>,
     begin: impl Future<Output = zbus::Result<OwnedObjectPath>>,
+    mut stop: Stop,
 ) -> Result<Ended, Failure> {
-    let mut stop = Stop::new()?;
     // Listened to before it begins: the shortest job's end is not missed.
     let manager = daemon.manager().await?;
     let mut removed = manager.receive_job_removed().await?;

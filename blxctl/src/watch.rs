@@ -214,3 +214,100 @@ async fn look(daemon: &Daemon, watch: &mut Watch) -> Result<Vec<Event>, Failure>
     let disks = daemon.objects().await?.disks;
     Ok(disks.into_iter().filter_map(|(path, disk)| watch.disk(path, disk)).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use insta::assert_snapshot;
+    use zbus::wire::{ObjectPath, Variant};
+
+    use super::*;
+
+    const DISK: &str = "/org/blxrep/disk/web1/one";
+
+    fn named(pairs: Vec<(&str, Variant<'_>)>) -> Named {
+        pairs.into_iter().map(|(k, v)| (k.to_owned(), v.try_into_owned().unwrap())).collect()
+    }
+
+    fn watch() -> Watch {
+        let mut watch = Watch::default();
+        let disk = Disk { agent: "web1".into(), id: "one".into(), state: "idle".into(), ..Disk::default() };
+        assert!(watch.disk(DISK.into(), disk).is_some());
+        watch
+    }
+
+    fn state(state: &str, error: &str) -> Event {
+        Event::Disk { agent: "web1".into(), disk: "one".into(), state: state.into(), error: error.into() }
+    }
+
+    #[test]
+    fn every_event_has_a_line_and_an_object() {
+        let [agent, disk] = ["web1".to_owned(), "one".to_owned()];
+        let events = [
+            Event::Checkpoint {
+                agent: agent.clone(),
+                disk: disk.clone(),
+                checkpoint: "20261121203456".into(),
+            },
+            Event::JobBegan { job: 7 },
+            Event::JobEnded { job: 7, result: "done".into(), message: String::new() },
+            Event::JobEnded { job: 8, result: "failed".into(), message: "no room".into() },
+            state("idle", ""),
+            state("failed", "it grew"),
+            Event::DiskGone { agent, disk },
+            Event::DaemonGone,
+            Event::DaemonBack,
+        ];
+        let now: Timestamp = "2026-11-21T20:34:56.789Z".parse().unwrap();
+        let all = |json| events.iter().map(|e| written(e, Role::Dispatcher, now, json)).collect::<String>();
+        assert_snapshot!(all(false), @r"
+        2026-11-21T20:34:56Z web1 one: checkpoint 20261121203456
+        2026-11-21T20:34:56Z job 7 began
+        2026-11-21T20:34:56Z job 7 ended: done
+        2026-11-21T20:34:56Z job 8 ended: failed: no room
+        2026-11-21T20:34:56Z web1 one: idle
+        2026-11-21T20:34:56Z web1 one: failed: it grew
+        2026-11-21T20:34:56Z web1 one: gone
+        2026-11-21T20:34:56Z the dispatcher is gone
+        2026-11-21T20:34:56Z the dispatcher is back
+        ");
+        assert_snapshot!(all(true), @r#"
+        {"agent":"web1","checkpoint":"20261121203456","disk":"one","event":"checkpoint","role":"dispatcher","time":"2026-11-21T20:34:56Z"}
+        {"event":"job_began","job":7,"role":"dispatcher","time":"2026-11-21T20:34:56Z"}
+        {"event":"job_ended","job":7,"message":"","result":"done","role":"dispatcher","time":"2026-11-21T20:34:56Z"}
+        {"event":"job_ended","job":8,"message":"no room","result":"failed","role":"dispatcher","time":"2026-11-21T20:34:56Z"}
+        {"agent":"web1","disk":"one","event":"disk","last_error":"","role":"dispatcher","state":"idle","time":"2026-11-21T20:34:56Z"}
+        {"agent":"web1","disk":"one","event":"disk","last_error":"it grew","role":"dispatcher","state":"failed","time":"2026-11-21T20:34:56Z"}
+        {"agent":"web1","disk":"one","event":"disk_gone","role":"dispatcher","time":"2026-11-21T20:34:56Z"}
+        {"event":"daemon_gone","role":"dispatcher","time":"2026-11-21T20:34:56Z"}
+        {"event":"daemon_back","role":"dispatcher","time":"2026-11-21T20:34:56Z"}
+        "#);
+    }
+
+    #[test]
+    fn only_what_changed_of_a_disk_is_told() {
+        let mut watch = watch();
+        let mut changed = |interface: &str, pairs| {
+            let message = Message::signal(DISK, "org.freedesktop.DBus.Properties", "PropertiesChanged");
+            watch.signal(&message.build(&(interface, named(pairs), Vec::<String>::new())).unwrap())
+        };
+        assert_eq!(changed(INTERFACE_DISK, vec![("DirtyBytes", 7u64.into())]), None);
+        assert_eq!(changed(INTERFACE_DISK, vec![("State", "idle".into())]), None);
+        assert_eq!(changed("org.blxrep.Job", vec![("State", "canceling".into())]), None);
+        let told = changed(INTERFACE_DISK, vec![("State", "failed".into()), ("LastError", "it grew".into())]);
+        assert_eq!(told, Some(state("failed", "it grew")));
+    }
+
+    #[test]
+    fn a_disk_that_goes_is_told_once_and_a_body_of_another_form_is_passed_over() {
+        let mut watch = watch();
+        let removed = Message::signal(PATH_ROOT, "org.freedesktop.DBus.ObjectManager", "InterfacesRemoved");
+        let path = ObjectPath::try_from(DISK).unwrap();
+        let gone = removed.build(&(path, vec![INTERFACE_DISK])).unwrap();
+        assert_eq!(watch.signal(&gone), Some(Event::DiskGone { agent: "web1".into(), disk: "one".into() }));
+        assert_eq!(watch.signal(&gone), None);
+        for member in ["CheckpointAdded", "JobNew", "JobRemoved", "Unheard"] {
+            let odd = Message::signal(PATH_ROOT, INTERFACE_MANAGER, member).build(&(7u8,)).unwrap();
+            assert_eq!(watch.signal(&odd), None, "{member}");
+        }
+    }
+}

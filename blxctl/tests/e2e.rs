@@ -242,6 +242,20 @@ async fn interrupting_cancels_waits_and_cleans_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_interrupt_leaves_a_job_that_does_not_end() {
+    let bus = Bus::start();
+    let _daemon = dispatcher(&bus.address, web1()).await;
+    let mut child = bus.command(&["restore", "stubborn", "x.img"]).spawn().unwrap();
+    job_runs(&bus);
+    signal(&child, Signal::SIGINT);
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("canceling"));
+    signal(&child, Signal::SIGINT);
+    assert_eq!(lines.next().unwrap().unwrap(), "blxctl: left before the job had ended: see 'blxctl jobs'");
+    assert_eq!((wait(child).code, bus.left()), (Some(1), vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_that_goes_away_during_a_job_is_told() {
     let bus = Bus::start();
     let _daemon = dispatcher(&bus.address, web1()).await;

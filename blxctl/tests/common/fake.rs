@@ -190,6 +190,7 @@ impl Manager {
                     canceled.notified().await;
                     ("canceled", Details::new())
                 }
+                "stubborn" => std::future::pending().await,
                 "die" => return bus.close().await.unwrap(),
                 _ => ("done", end),
             };

@@ -46,8 +46,9 @@ fn page_name(command: &Command) -> String {
 
 fn page(command: &Command, parent: Option<&str>) -> io::Result<Vec<u8>> {
     let source = concat!("blxrep ", env!("CARGO_PKG_VERSION"));
-    let man =
-        Man::new(command.clone()).title(page_name(command).to_uppercase()).source(source).manual("blxrep");
+    let title = page_name(command).to_uppercase();
+    // No date, so that a page made again is the same. The quotes keep its place, or the source would take it.
+    let man = Man::new(command.clone()).title(title).date("\"\"").source(source).manual("blxrep");
     let mut page = Vec::new();
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;
@@ -163,6 +164,7 @@ mod tests {
         found.sort();
         assert_eq!(found, ["prog-sub-deep.1", "prog-sub.1", "prog.1"]);
         let page = fs::read_to_string(dir.path().join("man/man1/prog-sub.1")).unwrap();
+        assert!(page.contains(".TH PROG-SUB 1 \"\" \"blxrep "), "{page}");
         assert!(page.contains(".SH NAME\nprog\\-sub \\- A part"), "{page}");
         for file in ["bash/prog", "zsh/_prog", "fish/prog.fish"] {
             assert!(dir.path().join("completions").join(file).metadata().unwrap().len() > 0, "{file}");
