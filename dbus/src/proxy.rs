@@ -63,7 +63,13 @@ pub trait Manager {
     /// (a{ss}, by disk); of a verify: `checkpoint`, `disk` (s), `damage` (as, empty if sound); of a job that failed: `error`,
     /// `message` (s), and `damage` (as) where that is why.
     #[zbus(signal)]
-    fn job_removed(&self, id: u32, job: OwnedObjectPath, result: String, details: Details) -> zbus::Result<()>;
+    fn job_removed(
+        &self,
+        id: u32,
+        job: OwnedObjectPath,
+        result: String,
+        details: Details,
+    ) -> zbus::Result<()>;
 
     /// A checkpoint was committed.
     #[zbus(signal)]

@@ -45,7 +45,8 @@ Examples:
   blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint latest --output /dev/sdb";
 
 const ENROLL_EXAMPLES: &str = "\
-Example:
+Examples:
+  blxrep enroll web1 > web1.key                     with what /etc/blxrep/config.yaml says
   blxrep enroll web1 --data-dir /srv/blxrep --agents-file /etc/blxrep/agents > web1.key
 then put web1.key on the agent as its key-file, mode 600.";
 
@@ -141,12 +142,12 @@ struct Restore {
 struct Enroll {
     /// The agent's id
     agent: AgentId,
-    /// The dispatcher's data directory
+    /// The dispatcher's data directory [default: the one of /etc/blxrep/config.yaml]
     #[arg(long, value_name = "DIR")]
-    data_dir: PathBuf,
-    /// The dispatcher's agents file; the agent is added to it
+    data_dir: Option<PathBuf>,
+    /// The dispatcher's agents file; the agent is added to it [default: likewise]
     #[arg(long, value_name = "FILE")]
-    agents_file: PathBuf,
+    agents_file: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -194,7 +195,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Dispatcher(Offline::Show(show)) => offline::show(&show),
         Command::Dispatcher(Offline::Restore(restore)) => offline::restore(restore),
-        Command::Enroll(enroll) => enroll::run(&enroll),
+        Command::Enroll(enroll) => enroll::run(enroll),
         Command::Untrack(untrack) => untrack::run(&untrack),
         Command::Thaw(thaw) => {
             for mount in freeze::record::thaw_leftovers(&thaw.state_dir)? {

@@ -119,14 +119,14 @@ pub struct Host {
     netns: Netns,
     /// `tools/test-host`, and the host's first process.
     running: Option<(Child, String)>,
-    devices: Vec<String>,
+    disks: Vec<String>,
 }
 
 impl Host {
     fn new(name: String, root: String, dir: &Path) -> Self {
         let dir = dir.join(name.split('-').next().unwrap());
         fs::create_dir_all(&dir).unwrap();
-        Self { name, root, dir, netns: Netns::new(), running: None, devices: Vec::new() }
+        Self { name, root, dir, netns: Netns::new(), running: None, disks: Vec::new() }
     }
 
     /// Switches it on and waits until it has booted.
@@ -135,7 +135,14 @@ impl Host {
         let log = fs::OpenOptions::new().create(true).append(true).open(&console).unwrap();
         // Not to be interrupted with this process: the end of its standard input tells it to clean up.
         let mut child = Command::new("setsid")
-            .args([&tool("test-host"), &self.name, &self.root, self.dir.to_str().unwrap(), &self.netns.path()])
+            .args([
+                &tool("test-host"),
+                &self.name,
+                &self.root,
+                self.dir.to_str().unwrap(),
+                &self.netns.path(),
+            ])
+            .args(&self.disks)
             .stdin(Stdio::piped())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -154,11 +161,6 @@ impl Host {
             let state = self.try_run("systemctl is-system-running --wait");
             ["running", "degraded"].contains(&String::from_utf8_lossy(&state.stdout).trim())
         });
-        for device in &self.devices {
-            let number = fs::read_to_string(format!("/sys/class/block/{}/dev", device.trim_start_matches("/dev/")));
-            let number = number.unwrap().trim().replace(':', " ");
-            self.run(&format!("[ -e {device} ] || mknod -m 600 {device} b {number}"));
-        }
     }
 
     fn enter(&self) -> Command {
@@ -184,7 +186,8 @@ impl Host {
 
     /// Runs a script as another user, as a unit of the host's systemd.
     pub fn run_as(&self, user: &str, script: &str) -> Output {
-        let args = ["systemd-run", "--pipe", "--wait", "--quiet", "--collect", "--uid", user, "sh", "-c", script];
+        let args =
+            ["systemd-run", "--pipe", "--wait", "--quiet", "--collect", "--uid", user, "sh", "-c", script];
         self.enter().args(args).output().unwrap()
     }
 
@@ -302,7 +305,7 @@ impl Pair {
         run("mkfs.xfs", &["-q", &data.path]);
         let mut dispatcher = Host::new(dispatcher, base, &dir);
         let mut agent = Host::new(agent, root.path.clone(), &dir);
-        agent.devices = vec![root.path.clone(), data.path.clone()];
+        agent.disks = vec![data.path.clone()];
         plug(&dispatcher.netns, &agent.netns);
         dispatcher.boot();
         agent.boot();
@@ -327,7 +330,11 @@ impl Pair {
         for host in [&self.dispatcher, &self.agent] {
             host.run("cp -a --no-preserve=ownership /shared/stage/. / && systemd-sysusers");
             for unit in ["blxrep-agent", "blxrep-dispatcher"] {
-                host.put(&format!("/etc/systemd/system/{unit}.service.d/watchdog.conf"), "644", "[Service]\nWatchdogSec=0\n");
+                host.put(
+                    &format!("/etc/systemd/system/{unit}.service.d/watchdog.conf"),
+                    "644",
+                    "[Service]\nWatchdogSec=0\n",
+                );
             }
             host.run("systemd-tmpfiles --create blxrep.conf && systemctl daemon-reload");
             host.run("systemctl reload dbus");
@@ -341,10 +348,7 @@ impl Pair {
         let (dispatcher, agent) = (&self.dispatcher, &self.agent);
         dispatcher.run("cp /usr/share/doc/blxrep/config.example.yaml /etc/blxrep/config.yaml");
         dispatcher.run("sed -i 's/^sync-freq: .*/sync-freq: 3s/' /etc/blxrep/config.yaml");
-        let key = dispatcher.run(
-            "runuser -u blxrep -- blxrep enroll web1 --data-dir /var/lib/blxrep-dispatcher \
-                --agents-file /var/lib/blxrep-dispatcher/agents",
-        );
+        let key = dispatcher.run("runuser -u blxrep -- blxrep enroll web1");
         agent.put("/etc/blxrep/key", "600", &key);
         self.configure_agent("");
         agent.put("/etc/blxrep/hooks/photograph", "755", PHOTOGRAPH);

@@ -4,7 +4,8 @@ use super::hosts::Pair;
 use super::lab::wait_for;
 
 /// Stays in the freeze until it is killed or a file is there.
-const STUCK: &str = "#!/bin/sh\n[ \"$1\" = frozen ] || exit 0\necho $BLXREP_DEVICE >/shared/frozen; exec sleep 600\n";
+const STUCK: &str =
+    "#!/bin/sh\n[ \"$1\" = frozen ] || exit 0\necho $BLXREP_DEVICE >/shared/frozen; exec sleep 600\n";
 
 #[test]
 fn a_frozen_root_is_thawed_in_time_whatever_dies() {
@@ -23,7 +24,8 @@ fn a_frozen_root_is_thawed_in_time_whatever_dies() {
     agent.run("rm /etc/blxrep/hooks/photograph");
     pair.more_checkpoints(&pair.root, 4, 60);
     let rows = pair.checkpoints(&pair.root);
-    let freezes: Vec<u64> = rows[rows.len() - 3..].iter().map(|row| row["freeze_ms"].as_u64().unwrap()).collect();
+    let freezes: Vec<u64> =
+        rows[rows.len() - 3..].iter().map(|row| row["freeze_ms"].as_u64().unwrap()).collect();
     eprintln!("the root was frozen for {freezes:?} ms");
     assert!(freezes.iter().all(|ms| *ms < 1000), "{freezes:?} ms");
 

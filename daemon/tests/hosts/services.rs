@@ -73,7 +73,9 @@ fn a_restart_or_a_death_of_either_daemon_misses_nothing() {
     let sent = agent.sent_bytes();
     for (host, unit) in [(agent, AGENT), (dispatcher, DISPATCHER)] {
         host.run(&format!("systemctl kill -s KILL {unit}"));
-        wait_for("systemd to restart it", 30, || host.unit(unit, "NRestarts") == "1" && host.unit(unit, "ActiveState") == "active");
+        wait_for("systemd to restart it", 30, || {
+            host.unit(unit, "NRestarts") == "1" && host.unit(unit, "ActiveState") == "active"
+        });
         for disk in pair.disks() {
             pair.more_checkpoints(disk, 2, 60);
         }
