@@ -54,7 +54,8 @@ Examples:
   blxrep dispatcher verify --agent web1 --data-dir /srv/blxrep --checkpoint 202611212034 --disk sda --json";
 
 const ENROLL_EXAMPLES: &str = "\
-Example:
+Examples:
+  blxrep enroll web1 > web1.key                     with what /etc/blxrep/config.yaml says
   blxrep enroll web1 --data-dir /srv/blxrep --agents-file /etc/blxrep/agents > web1.key
 then put web1.key on the agent as its key-file, mode 600.";
 
@@ -181,12 +182,12 @@ struct Verify {
 struct Enroll {
     /// The agent's id
     agent: AgentId,
-    /// The dispatcher's data directory
+    /// The dispatcher's data directory [default: the one of /etc/blxrep/config.yaml]
     #[arg(long, value_name = "DIR")]
-    data_dir: PathBuf,
-    /// The dispatcher's agents file; the agent is added to it
+    data_dir: Option<PathBuf>,
+    /// The dispatcher's agents file; the agent is added to it [default: likewise]
     #[arg(long, value_name = "FILE")]
-    agents_file: PathBuf,
+    agents_file: Option<PathBuf>,
     /// The agent may add checkpoints, and not fetch them back
     #[arg(long)]
     no_restore: bool,
@@ -244,7 +245,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Dispatcher(Offline::Show(show)) => offline::show(&show),
         Command::Dispatcher(Offline::Restore(restore)) => offline::restore(restore),
         Command::Dispatcher(Offline::Verify(verify)) => offline::verify(&verify),
-        Command::Enroll(enroll) => enroll::run(&enroll),
+        Command::Enroll(enroll) => enroll::run(enroll),
         Command::Untrack(untrack) => untrack::run(&untrack),
         Command::Thaw(thaw) => {
             for mount in freeze::record::thaw_leftovers(&thaw.state_dir)? {

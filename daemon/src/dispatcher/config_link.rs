@@ -10,13 +10,13 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tracing::{info, warn};
 
 use super::fetch::Refusal;
-use super::registry::{DISKS_MAX, Place};
+use super::registry::{DISKS_MAX, Place, Registry, Seen};
 use super::server::{Server, turned};
 use crate::clock::unix_ms;
 use crate::ids::AgentId;
 use crate::message_id::AGENT_LOST;
 use crate::restore;
-use crate::store::catalogue::{AgentEntry, Catalogue, CatalogueError};
+use crate::store::catalogue::{AgentEntry, CatalogueError};
 use crate::wire::frame::{decode_message, encode_message};
 use crate::wire::message::{Answer, ConfigDown, ConfigUp, QUESTIONS_MAX, Question, ROWS_MAX, cut_text};
 use crate::wire::pump::{OUTBOUND_MAX_FRAMES, pump};
@@ -52,8 +52,8 @@ pub(super) async fn serve(server: &Arc<Server>, socket: ServerSocket, mut place:
         }
     };
     warn!(MESSAGE_ID = AGENT_LOST, AGENT = %agent, "agent {agent} ({peer}) is gone: {end}");
-    let catalogue = server.registry.house.catalogue.clone();
-    let _ = spawn_blocking(move || note_agent(&catalogue, &agent, None)).await;
+    let registry = server.registry.clone();
+    let _ = spawn_blocking(move || note_agent(&registry, &agent, None)).await;
 }
 
 struct Link<'a> {
@@ -113,8 +113,8 @@ impl Link<'_> {
         }
         let footprint =
             serde_json::from_str(json).map_err(|e| format!("a footprint that is no JSON: {e}"))?;
-        let (catalogue, of) = (self.server.registry.house.catalogue.clone(), self.agent.clone());
-        let kept = spawn_blocking(move || note_agent(&catalogue, &of, Some(footprint))).await;
+        let (registry, of) = (self.server.registry.clone(), self.agent.clone());
+        let kept = spawn_blocking(move || note_agent(&registry, &of, Some(footprint))).await;
         if let Ok(Err(error)) = kept {
             warn!(AGENT = %self.agent, "its footprint is not kept: {}", cut_text(error.to_string()));
         }
@@ -184,13 +184,15 @@ fn show(
 
 /// Keeps that an agent was seen now, and its footprint if it sent one.
 fn note_agent(
-    catalogue: &Catalogue,
+    registry: &Registry,
     agent: &AgentId,
     footprint: Option<serde_json::Value>,
 ) -> Result<(), CatalogueError> {
-    let now = unix_ms();
+    let (now, catalogue) = (unix_ms(), &registry.house.catalogue);
     let entry = catalogue.agent(agent).ok().flatten();
     let first_seen_unix_ms = entry.as_ref().map_or(now, |entry| entry.first_seen_unix_ms);
     let footprint = footprint.or(entry.map(|entry| entry.footprint)).unwrap_or_default();
-    catalogue.put_agent(agent, &AgentEntry { footprint, first_seen_unix_ms, last_seen_unix_ms: now })
+    let entry = AgentEntry { footprint, first_seen_unix_ms, last_seen_unix_ms: now };
+    registry.saw(agent, Seen::from(&entry));
+    catalogue.put_agent(agent, &entry)
 }

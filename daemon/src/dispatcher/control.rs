@@ -73,12 +73,9 @@ impl Control for DispatcherControl {
         for id in Agents::load(&self.registry.agents_file).unwrap_or_default().ids() {
             agents.entry(id.clone()).or_insert_with(|| unknown(id));
         }
-        for (id, entry) in self.registry.house.catalogue.agents().unwrap_or_default() {
-            let Ok(id) = id.parse::<AgentId>() else { continue };
+        for (id, seen) in self.registry.seen() {
             let agent = agents.entry(id.clone()).or_insert_with(|| unknown(id));
-            agent.last_seen_unix_ms = entry.last_seen_unix_ms;
-            let hostname = entry.footprint.get("hostname").and_then(|name| name.as_str());
-            agent.hostname = hostname.unwrap_or_default().to_owned();
+            (agent.hostname, agent.last_seen_unix_ms) = (seen.hostname, seen.last_unix_ms);
         }
         for disk in self.registry.disks() {
             agents.entry(disk.agent.clone()).or_insert_with(|| unknown(disk.agent)).disks += 1;

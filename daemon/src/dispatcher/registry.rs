@@ -18,7 +18,7 @@ use crate::message_id::DAMAGE_FOUND;
 use crate::pause::{PauseError, Pauses};
 use crate::status::{CheckpointAdded, DiskStatus, Newest, SharedDisk};
 use crate::store::StoreError;
-use crate::store::catalogue::Catalogue;
+use crate::store::catalogue::{AgentEntry, Catalogue};
 use crate::store::files::Files;
 use crate::store::handle::Dir;
 use crate::store::layout::Paths;
@@ -75,9 +75,26 @@ fn own_session<'a>(
     session.ok_or_else(|| "this session is over: connect to /ws/config first".to_owned())
 }
 
+/// What is known of an agent whether it is connected or not.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// The host's name.
+    pub hostname: String,
+    /// When it was last connected, in milliseconds since 1970.
+    pub last_unix_ms: u64,
+}
+
+impl From<&AgentEntry> for Seen {
+    fn from(entry: &AgentEntry) -> Self {
+        let hostname = entry.footprint.get("hostname").and_then(|name| name.as_str());
+        Self { hostname: hostname.unwrap_or_default().to_owned(), last_unix_ms: entry.last_seen_unix_ms }
+    }
+}
+
 #[derive(Default)]
 struct State {
     sessions: HashMap<AgentId, Session>,
+    seen: HashMap<AgentId, Seen>,
     disks: HashMap<(AgentId, DiskId), Known>,
 }
 
@@ -128,12 +145,28 @@ impl Registry {
         Self { house, agents_file, pauses, state: Mutex::default() }
     }
 
-    /// Takes in every disk that is stored. Damage is told, and no reason to stop: other disks are sound.
+    /// Takes in what is known of an agent.
+    pub fn saw(&self, agent: &AgentId, seen: Seen) {
+        self.state().seen.insert(agent.clone(), seen);
+    }
+
+    /// What is known of the agents that were ever connected.
+    pub fn seen(&self) -> HashMap<AgentId, Seen> {
+        self.state().seen.clone()
+    }
+
+    /// Takes in every agent and disk that is stored. Damage is told, and no reason to stop: other disks are sound.
     ///
     /// # Errors
     /// Io.
     pub fn survey(&self) -> Result<(), StoreError> {
         let dir = Dir::new(self.house.files.clone());
+        // Of the catalogue nothing depends but what is shown.
+        for (agent, entry) in self.house.catalogue.agents().unwrap_or_default() {
+            if let Ok(agent) = agent.parse() {
+                self.saw(&agent, Seen::from(&entry));
+            }
+        }
         for agent in chain::agents(&dir)? {
             for disk in chain::disks(&dir, &agent)? {
                 let chain = chain::load(&dir, &Paths::new(agent.clone(), disk.clone()))?;
@@ -239,7 +272,7 @@ impl Registry {
     /// A sentence if the session is another one, the disk was not offered, or there is no thread to be had.
     pub fn admit(&self, agent: &AgentId, token: &[u8], disk: &DiskId) -> Result<Admitted, String> {
         let mut state = self.state();
-        let State { sessions, disks } = &mut *state;
+        let State { sessions, disks, .. } = &mut *state;
         let session = own_session(sessions, agent, token)?;
         let offer = session.disks.get(disk).ok_or("this disk was not offered in the hello")?;
         let threads = disks.iter().filter(|((of, _), known)| of == agent && known.handle.is_some()).count();

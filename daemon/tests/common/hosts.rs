@@ -119,14 +119,14 @@ pub struct Host {
     netns: Netns,
     /// `tools/test-host`, and the host's first process.
     running: Option<(Child, String)>,
-    devices: Vec<String>,
+    disks: Vec<String>,
 }
 
 impl Host {
     fn new(name: String, root: String, dir: &Path) -> Self {
         let dir = dir.join(name.split('-').next().unwrap());
         fs::create_dir_all(&dir).unwrap();
-        Self { name, root, dir, netns: Netns::new(), running: None, devices: Vec::new() }
+        Self { name, root, dir, netns: Netns::new(), running: None, disks: Vec::new() }
     }
 
     /// Switches it on and waits until it has booted.
@@ -142,6 +142,7 @@ impl Host {
                 self.dir.to_str().unwrap(),
                 &self.netns.path(),
             ])
+            .args(&self.disks)
             .stdin(Stdio::piped())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -160,12 +161,6 @@ impl Host {
             let state = self.try_run("systemctl is-system-running --wait");
             ["running", "degraded"].contains(&String::from_utf8_lossy(&state.stdout).trim())
         });
-        for device in &self.devices {
-            let number =
-                fs::read_to_string(format!("/sys/class/block/{}/dev", device.trim_start_matches("/dev/")));
-            let number = number.unwrap().trim().replace(':', " ");
-            self.run(&format!("[ -e {device} ] || mknod -m 600 {device} b {number}"));
-        }
     }
 
     fn enter(&self) -> Command {
@@ -310,7 +305,7 @@ impl Pair {
         run("mkfs.xfs", &["-q", &data.path]);
         let mut dispatcher = Host::new(dispatcher, base, &dir);
         let mut agent = Host::new(agent, root.path.clone(), &dir);
-        agent.devices = vec![root.path.clone(), data.path.clone()];
+        agent.disks = vec![data.path.clone()];
         plug(&dispatcher.netns, &agent.netns);
         dispatcher.boot();
         agent.boot();
@@ -353,10 +348,7 @@ impl Pair {
         let (dispatcher, agent) = (&self.dispatcher, &self.agent);
         dispatcher.run("cp /usr/share/doc/blxrep/config.example.yaml /etc/blxrep/config.yaml");
         dispatcher.run("sed -i 's/^sync-freq: .*/sync-freq: 3s/' /etc/blxrep/config.yaml");
-        let key = dispatcher.run(
-            "runuser -u blxrep -- blxrep enroll web1 --data-dir /var/lib/blxrep-dispatcher \
-                --agents-file /var/lib/blxrep-dispatcher/agents",
-        );
+        let key = dispatcher.run("runuser -u blxrep -- blxrep enroll web1");
         agent.put("/etc/blxrep/key", "600", &key);
         self.configure_agent("");
         agent.put("/etc/blxrep/hooks/photograph", "755", PHOTOGRAPH);

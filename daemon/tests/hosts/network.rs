@@ -15,22 +15,22 @@ fn a_pulled_cable_and_a_lost_tracker_cost_no_second_full_copy() {
     pair.configure_agent("read-rate-mib: 40");
     pair.start();
     // In the middle of the full copy of the root.
-    wait_for("the full copy to begin", 30, || pair.agent.sent_bytes() > 20 * MIB);
+    wait_for("the full copy to begin", 30, || pair.agent.sent_bytes() > 55 * MIB);
     pair.agent.link(false);
     let before = pair.agent.sent_bytes();
-    sleep(Duration::from_secs(20));
+    sleep(Duration::from_secs(22));
     pair.agent.link(true);
     for disk in pair.disks() {
         pair.more_checkpoints(disk, 1, 120);
     }
     let copied = pair.agent.sent_bytes();
     eprintln!("full copy: {} MiB before the cut, {} MiB after it", before / MIB, (copied - before) / MIB);
-    eprintln!("{:#?}", pair.checkpoints(&pair.root));
+    assert!(copied - before < before, "{before} bytes, and {} after the cut", copied - before);
     // In the middle of syncs.
     pair.write();
     pair.more_checkpoints(&pair.root, 1, 60);
     pair.agent.link(false);
-    sleep(Duration::from_secs(25));
+    sleep(Duration::from_secs(22));
     pair.agent.link(true);
     for disk in pair.disks() {
         pair.more_checkpoints(disk, 2, 60);
@@ -38,14 +38,13 @@ fn a_pulled_cable_and_a_lost_tracker_cost_no_second_full_copy() {
     let synced = pair.agent.sent_bytes() - copied;
     eprintln!("syncs across a cut: {} MiB", synced / MIB);
     for disk in pair.disks() {
-        pair.compare_newest(disk, 2);
+        pair.compare_newest(disk, 1);
     }
     // A reboot takes the tracker with it.
     pair.agent.power_cut();
     pair.agent.boot();
     pair.mount_data();
     let before = pair.agent.sent_bytes();
-    pair.agent.run("systemctl restart blxrep-agent");
     for disk in pair.disks() {
         pair.more_checkpoints(disk, 1, 120);
     }
