@@ -31,7 +31,7 @@ const DATA: &str = "--agent web1 --data-dir /var/lib/blxrep-dispatcher";
 const WRITERS: &str = r#"for dir in /var/tmp /data; do (cd $dir; i=0; while :; do i=$((i+1)); n=$((i%20))
 head -c $((n*20000+100)) /dev/urandom >f$n; mv f$n g$n; [ $((i%7)) = 0 ] && rm -f g$((n/2)); sync g$n 2>/dev/null; sleep 0.05; done) & done; wait"#;
 /// The hook that photographs a disk while it is frozen.
-const PHOTOGRAPH: &str = r#"#!/bin/sh
+pub const PHOTOGRAPH: &str = r#"#!/bin/sh
 [ "$1" = frozen ] || exit 0
 photo=/shared/$(basename "$BLXREP_DEVICE")-$BLXREP_CHECKPOINT
 dd if="$BLXREP_DEVICE" of="$photo.part" bs=4M iflag=direct conv=sparse status=none

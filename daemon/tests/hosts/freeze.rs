@@ -1,11 +1,20 @@
 //! A root that is frozen: how long, what goes on meanwhile, and who thaws it.
 
-use super::hosts::Pair;
+use std::fs;
+use std::time::Instant;
+
+use super::hosts::{PHOTOGRAPH, Pair};
 use super::lab::wait_for;
 
-/// Stays in the freeze until it is killed or a file is there.
-const STUCK: &str =
-    "#!/bin/sh\n[ \"$1\" = frozen ] || exit 0\necho $BLXREP_DEVICE >/shared/frozen; exec sleep 600\n";
+/// Tells that it was called in the freeze, and stays there for so many seconds.
+const LINGER: &str = r#"#!/bin/sh
+[ "$1" = frozen ] || exit 0
+echo "$BLXREP_DEVICE" >/shared/frozen
+exec sleep SECONDS
+"#;
+/// Fails while the root is frozen. What writes to it then cannot even be killed, so it is not waited for.
+const WRITABLE: &str =
+    "rm -f /run/probe; (echo >/var/tmp/probe; touch /run/probe) >/dev/null 2>&1 & sleep 0.3; [ -e /run/probe ]";
 
 #[test]
 fn a_frozen_root_is_thawed_in_time_whatever_dies() {
@@ -29,33 +38,46 @@ fn a_frozen_root_is_thawed_in_time_whatever_dies() {
     eprintln!("the root was frozen for {freezes:?} ms");
     assert!(freezes.iter().all(|ms| *ms < 1000), "{freezes:?} ms");
 
-    let frozen = pair.shared.join("frozen");
-    let froze = |disk: &str| std::fs::read_to_string(&frozen).is_ok_and(|text| text.trim() == disk);
-    let writable = || agent.is("timeout 1 sh -c 'echo x >/var/tmp/probe'");
-    // A hook that hangs.
-    agent.put("/etc/blxrep/hooks/stuck", "755", STUCK);
-    wait_for("the root to be frozen", 60, || froze(&pair.root.path));
-    assert!(!writable(), "the root is not frozen");
-    let began = std::time::Instant::now();
-    wait_for("the root to be thawed", 20, writable);
-    eprintln!("thawed {:.1} s after the hook hung", began.elapsed().as_secs_f64());
-    // Stopping it.
-    std::fs::remove_file(&frozen).unwrap();
-    wait_for("the root to be frozen", 60, || froze(&pair.root.path));
-    eprintln!("stopped in {:.1} s in a freeze", agent.seconds("systemctl stop blxrep-agent"));
-    assert!(writable());
+    agent.put("/etc/blxrep/hooks/linger", "755", &LINGER.replace("SECONDS", "600"));
+    wait_frozen(&pair);
+    let seconds = wait_thawed(&pair);
+    assert!(seconds < 15.0, "a hook that hangs: thawed after {seconds:.1} s");
     // The agent dies; then the agent and its guard at once.
     for whom in ["main", "all"] {
-        let _ = std::fs::remove_file(&frozen);
-        agent.run("systemctl start blxrep-agent");
-        wait_for("the root to be frozen", 60, || froze(&pair.root.path));
-        assert!(!writable(), "the root is not frozen");
-        let began = std::time::Instant::now();
+        wait_frozen(&pair);
         agent.run(&format!("systemctl kill -s KILL --kill-who {whom} blxrep-agent"));
-        wait_for("the root to be thawed", 20, writable);
-        eprintln!("{whom} killed: thawed after {:.1} s", began.elapsed().as_secs_f64());
+        let seconds = wait_thawed(&pair);
+        assert!(seconds < 5.0, "{whom} killed: thawed after {seconds:.1} s");
+        wait_for("systemd to start the agent again", 30, || agent.unit("blxrep-agent", "ActiveState") == "active");
     }
-    agent.run("rm /etc/blxrep/hooks/stuck");
-    eprintln!("{}", agent.journal("blxrep-agent"));
-    pair.more_checkpoints(&pair.root, 2, 60);
+    agent.put("/etc/blxrep/hooks/linger", "755", &LINGER.replace("SECONDS", "2"));
+    wait_frozen(&pair);
+    let seconds = agent.seconds("systemctl stop blxrep-agent");
+    assert!(seconds < 10.0, "stopped in {seconds:.1} s in a freeze");
+    assert!(agent.is(WRITABLE), "frozen behind a stopped agent");
+    assert_eq!(agent.unit("blxrep-agent", "Result"), "success");
+    agent.run("rm /etc/blxrep/hooks/linger");
+    agent.put("/etc/blxrep/hooks/photograph", "755", PHOTOGRAPH);
+    agent.run("systemctl start blxrep-agent");
+    for disk in pair.disks() {
+        pair.more_checkpoints(disk, 2, 60);
+        pair.compare_newest(disk, 1);
+    }
+}
+
+/// Waits until the hook holds the root frozen.
+fn wait_frozen(pair: &Pair) {
+    let told = pair.shared.join("frozen");
+    let _ = fs::remove_file(&told);
+    wait_for("the root to be frozen", 60, || {
+        fs::read_to_string(&told).is_ok_and(|disk| disk.trim() == pair.root.path)
+    });
+    assert!(!pair.agent.is(WRITABLE), "the root is not frozen");
+}
+
+/// Waits until the root is thawed and gives how many seconds that took.
+fn wait_thawed(pair: &Pair) -> f64 {
+    let began = Instant::now();
+    wait_for("the root to be thawed", 30, || pair.agent.is(WRITABLE));
+    began.elapsed().as_secs_f64()
 }
