@@ -219,6 +219,19 @@ impl Host {
         self.try_run(script).status.success()
     }
 
+    /// The processes of a unit, as this machine numbers them.
+    pub fn processes(&self, unit: &str) -> Vec<u32> {
+        let groups = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+        let pids = groups.map(|group| {
+            let file = format!("{group}/{}/payload/system.slice/{unit}.service/cgroup.procs", self.name);
+            fs::read_to_string(file)
+        });
+        pids.into_iter()
+            .flatten()
+            .flat_map(|pids| pids.lines().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+            .collect()
+    }
+
     /// A unit's property.
     pub fn unit(&self, unit: &str, property: &str) -> String {
         self.run(&format!("systemctl show --value -p {property} {unit}"))
@@ -329,13 +342,6 @@ impl Pair {
         }
         for host in [&self.dispatcher, &self.agent] {
             host.run("cp -a --no-preserve=ownership /shared/stage/. / && systemd-sysusers");
-            for unit in ["blxrep-agent", "blxrep-dispatcher"] {
-                host.put(
-                    &format!("/etc/systemd/system/{unit}.service.d/watchdog.conf"),
-                    "644",
-                    "[Service]\nWatchdogSec=0\n",
-                );
-            }
             host.run("systemd-tmpfiles --create blxrep.conf && systemctl daemon-reload");
             host.run("systemctl reload dbus");
         }

@@ -13,6 +13,10 @@ mod hosts;
 #[path = "../common/lab.rs"]
 mod lab;
 
+mod access;
+mod bus;
 mod freeze;
 mod network;
+mod pause;
 mod services;
+mod watchdog;
