@@ -10,7 +10,7 @@ use blxrep_dbus::problem::{Problem, ProblemKind};
 use tokio::time::timeout;
 use tracing::warn;
 use zbus::Connection;
-use zbus::fdo::DBusProxy;
+use zbus::fdo::{self, DBusProxy};
 use zbus::message::{Flags, Header};
 use zbus::names::BusName;
 use zbus::proxy::CacheProperties;
@@ -123,11 +123,8 @@ fn verdict(action: &str, answer: zbus::Result<AuthorizationResult>) -> Result<()
 
 /// Whether nobody owns polkit's name, and nothing can be started for it.
 fn is_absent(error: &zbus::Error) -> bool {
-    let zbus::Error::MethodError(name, ..) = error else { return false };
-    matches!(
-        name.as_str(),
-        "org.freedesktop.DBus.Error.ServiceUnknown" | "org.freedesktop.DBus.Error.NameHasNoOwner"
-    )
+    let zbus::Error::FDO(error) = error else { return false };
+    matches!(**error, fdo::Error::ServiceUnknown(_) | fdo::Error::NameHasNoOwner(_))
 }
 
 fn denied(message: impl Into<String>) -> Problem {

@@ -31,7 +31,7 @@ use tokio::time::{interval, sleep};
 use tracing::{debug, info, warn};
 use zbus::Connection;
 use zbus::connection::Builder;
-use zbus::fdo::{ObjectManager, RequestNameFlags};
+use zbus::fdo::{self, ObjectManager, RequestNameFlags};
 use zbus::object_server::SignalEmitter;
 
 use self::access::Access;
@@ -94,7 +94,7 @@ async fn stay_on_bus(
 fn advice(error: &zbus::Error, name: &str) -> String {
     match error {
         zbus::Error::NameTaken => format!("Another process owns {name}: end it"),
-        zbus::Error::MethodError(..) => {
+        zbus::Error::FDO(error) if matches!(**error, fdo::Error::AccessDenied(_)) => {
             "Install org.blxrep.conf in /usr/share/dbus-1/system.d and reload the bus: systemctl reload dbus"
                 .into()
         }

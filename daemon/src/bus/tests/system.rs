@@ -14,7 +14,7 @@ use zbus::names::BusName;
 
 use super::life::until_canceled;
 use super::*;
-use crate::bus::stay_on_bus;
+use crate::bus::{advice, enter, stay_on_bus};
 
 const POLICY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../dbus/org.blxrep.conf");
 
@@ -275,4 +275,26 @@ async fn a_bus_that_goes_away_is_entered_again() {
     bus.start_again();
     let root = bus.connect().await;
     assert_eq!(manager(&root).await.role().await.unwrap(), "dispatcher");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_keeps_the_daemon_from_its_name_is_said_with_what_to_do() {
+    let bus = Bus::start();
+    let daemon = Manager::new(Arc::<Fake>::default(), Access::Polkit);
+    let advice_for = async |address: &str, name: &'static str| {
+        let Err(error) = enter(&daemon, Builder::address(address), name).await else {
+            panic!("{name} was given")
+        };
+        daemon.jobs.detach().await;
+        advice(&error, name)
+    };
+    // The bus of these tests lets nobody own what is not in the policy.
+    assert!(advice_for(&bus.address, "org.example.Other").await.contains("org.blxrep.conf"));
+    let _other = enter(&daemon, Builder::address(bus.address.as_str()), BUS_NAME_DISPATCHER).await.unwrap();
+    assert!(advice_for(&bus.address, BUS_NAME_DISPATCHER).await.contains("Another process owns"));
+    assert!(
+        advice_for("unix:path=/nonexistent/socket", BUS_NAME_DISPATCHER)
+            .await
+            .contains("systemctl start dbus")
+    );
 }
