@@ -82,6 +82,7 @@ install: release ## Install below DESTDIR and PREFIX (/usr/local)
 	    $(INSTALL_FILE) -t $(DESTDIR)$(ZSHDIR) target/generated/completions/zsh/* && \
 	    $(INSTALL_FILE) -t $(DESTDIR)$(FISHDIR) target/generated/completions/fish/* || exit 1; \
 	done
+	rm -rf target/generated
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
 	    systemd-sysusers && systemd-tmpfiles --create blxrep.conf && systemctl daemon-reload; \
 	fi
