@@ -60,7 +60,7 @@ async fn show_status(role: Option<Role>, json: bool) -> Result<ExitCode, Failure
     let roles = role.map_or(vec![Role::Dispatcher, Role::Agent], |role| vec![role]);
     let daemons = connect::running(&bus, &roles).await?;
     if daemons.is_empty() {
-        return Err(connect::nobody(&roles, &connect::installed_units(&bus).await));
+        return Err(connect::nobody(&roles, connect::installed_units(&bus).await.as_deref()));
     }
     let mut reports = Vec::new();
     for daemon in daemons {
@@ -228,7 +228,9 @@ async fn cancel(daemon: &Daemon, id: u32, json: bool) -> Result<(), Failure> {
             | "org.freedesktop.DBus.Error.UnknownInterface"
             | "org.freedesktop.DBus.Error.UnknownMethod",
         ) => Failure::new(Exit::NotFound, format!("no job {id} runs: see 'blxctl jobs'")),
-        _ => Failure::of_call(&e, "of such jobs"),
+        _ => {
+            Failure::of_call(&e, &format!("{ACTION_RESTORE} (restores) or {ACTION_CHECKPOINT} (other jobs)"))
+        }
     })?;
     show(json, || json!({ "job": id, "state": "canceling" }), || format!("job {id}: canceling\n"))
 }

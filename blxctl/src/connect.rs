@@ -101,12 +101,12 @@ pub(crate) async fn daemon(role: Option<Role>) -> Result<Daemon, Failure> {
     let found = running(&bus, &roles).await?.into_iter().next();
     match found {
         Some(daemon) => Ok(daemon),
-        None => Err(nobody(&roles, &installed_units(&bus).await)),
+        None => Err(nobody(&roles, installed_units(&bus).await.as_deref())),
     }
 }
 
-/// The units of blxrep that systemd has, as far as it can be asked.
-pub(crate) async fn installed_units(bus: &Connection) -> Vec<String> {
+/// The units of blxrep that systemd has; `None` where it cannot be asked.
+pub(crate) async fn installed_units(bus: &Connection) -> Option<Vec<String>> {
     let patterns = [unit(Role::Agent), unit(Role::Dispatcher)];
     let which = (Vec::<&str>::new(), patterns.as_slice());
     let call = bus.call_method(
@@ -116,23 +116,21 @@ pub(crate) async fn installed_units(bus: &Connection) -> Vec<String> {
         "ListUnitFilesByPatterns",
         &which,
     );
-    let Ok(Ok(reply)) = timeout(BUS_TIMEOUT, call).await else { return Vec::new() };
-    let files: Vec<(String, String)> = reply.body().deserialize().unwrap_or_default();
-    patterns
-        .into_iter()
-        .filter(|unit| files.iter().any(|(path, _)| path.rsplit('/').next() == Some(unit)))
-        .map(str::to_owned)
-        .collect()
+    let reply = timeout(BUS_TIMEOUT, call).await.ok()?.ok()?;
+    let files: Vec<(String, String)> = reply.body().deserialize().ok()?;
+    let there = |unit: &&str| files.iter().any(|(path, _)| path.rsplit('/').next() == Some(unit));
+    Some(patterns.into_iter().filter(there).map(str::to_owned).collect())
 }
 
-/// That no daemon runs, and what to start. `installed`: the units that systemd has.
-pub(crate) fn nobody(roles: &[Role], installed: &[String]) -> Failure {
+/// That no daemon runs, and what to start. `installed`: the units that systemd has, if that is known.
+pub(crate) fn nobody(roles: &[Role], installed: Option<&[String]>) -> Failure {
     let mut message = match roles {
         [role] => format!("no blxrep {role} runs on this host: {} is not on the bus", bus_name(*role)),
         _ => "no blxrep daemon runs on this host".to_owned(),
     };
     let units: Vec<_> = roles.iter().map(|role| unit(*role)).collect();
-    let there: Vec<_> = units.iter().copied().filter(|unit| installed.iter().any(|i| i == unit)).collect();
+    let may_be_there = |unit: &&str| installed.is_none_or(|there| there.iter().any(|i| i == unit));
+    let there: Vec<_> = units.iter().copied().filter(may_be_there).collect();
     if there.is_empty() {
         message.push_str(&format!("\nno unit is installed to start ({})", units.join(", ")));
     }
@@ -240,14 +238,19 @@ mod tests {
     #[test]
     fn where_nobody_runs_it_says_what_to_start() {
         let both = [Role::Dispatcher, Role::Agent];
-        insta::assert_snapshot!(nobody(&both, &["blxrep-agent.service".to_owned()]), @r"
+        insta::assert_snapshot!(nobody(&both, Some(&["blxrep-agent.service".to_owned()])), @r"
         no blxrep daemon runs on this host
         start it: systemctl start blxrep-agent.service
         ");
-        insta::assert_snapshot!(nobody(&[Role::Agent], &[]), @r"
+        insta::assert_snapshot!(nobody(&[Role::Agent], Some(&[])), @r"
         no blxrep agent runs on this host: org.blxrep.Agent is not on the bus
         no unit is installed to start (blxrep-agent.service)
         ");
-        assert_eq!(nobody(&both, &[]).exit, Exit::Unreachable);
+        insta::assert_snapshot!(nobody(&both, None), @r"
+        no blxrep daemon runs on this host
+        start it: systemctl start blxrep-dispatcher.service
+        start it: systemctl start blxrep-agent.service
+        ");
+        assert_eq!(nobody(&both, None).exit, Exit::Unreachable);
     }
 }

@@ -100,34 +100,54 @@ fn paragraphs(lines: &[&str]) -> Roff {
 }
 
 fn section(heading: &str, lines: &[&str]) -> Roff {
+    let lines: Vec<_> = lines.iter().copied().filter(|line| !line.is_empty()).collect();
     let mut roff = Roff::new();
-    let (title, examples) = match heading {
-        "Example" | "Examples" => ("EXAMPLES".to_owned(), true),
-        "Exit codes" => ("EXIT STATUS".to_owned(), false),
-        other => (other.to_uppercase(), false),
-    };
-    roff.control("SH", [title.as_str()]);
-    if examples {
-        roff.control("nf", []);
+    match heading {
+        "Example" | "Examples" => {
+            roff.control("SH", ["EXAMPLES"]);
+            examples(&mut roff, &lines);
+        }
+        _ => {
+            let title =
+                if heading == "Exit codes" { "EXIT STATUS".to_owned() } else { heading.to_uppercase() };
+            roff.control("SH", [title.as_str()]);
+            terms(&mut roff, &lines);
+        }
     }
-    for line in lines.iter().filter(|line| !line.is_empty()) {
+    roff
+}
+
+/// Indented lines as they are, the others as text.
+fn examples(roff: &mut Roff, lines: &[&str]) {
+    for block in lines.chunk_by(|a, b| a.starts_with(' ') == b.starts_with(' ')) {
+        let literal = block.iter().all(|line| line.starts_with(' '));
+        roff.control(if literal { "nf" } else { "PP" }, []);
+        for line in block {
+            roff.text([roman(line.trim())]);
+        }
+        if literal {
+            roff.control("fi", []);
+        }
+    }
+}
+
+/// A term, two spaces and what it means; lines that are indented further go on.
+fn terms(roff: &mut Roff, lines: &[&str]) {
+    for line in lines {
         let item = line.strip_prefix("  ").filter(|rest| !rest.starts_with(' '));
-        match item.and_then(|rest| rest.split_once("  ")) {
-            Some((term, text)) if !examples => {
-                roff.control("TP", []).text([bold(term)]).text([roman(text.trim())]);
+        match item.map(|rest| rest.split_once("  ").unwrap_or((rest, ""))) {
+            Some((term, text)) => {
+                roff.control("TP", []).text([bold(term)]);
+                // An empty line would be one on the page.
+                if !text.is_empty() {
+                    roff.text([roman(text.trim())]);
+                }
             }
-            _ if examples && item.is_none() => {
-                roff.control("fi", []).control("PP", []).text([roman(line.trim())]);
-            }
-            _ => {
+            None => {
                 roff.text([roman(line.trim())]);
             }
         }
     }
-    if examples && lines.iter().all(|line| line.is_empty() || line.starts_with(' ')) {
-        roff.control("fi", []);
-    }
-    roff
 }
 
 #[cfg(test)]
@@ -136,16 +156,16 @@ mod tests {
 
     #[test]
     fn a_text_below_a_help_becomes_sections() {
-        let text = "What it is.\n\nMore: of it.\n\nExamples:\n  a b   c\n\nExit codes:\n  0  fine\n     and well\n  1  not";
+        let text = "What it is.\n\nMore: of it.\n\nExamples:\n  a b   c\nthen\n  d\n\nExit codes:\n  0  fine\n     and well\n  long\n     term";
         let (prose, sections) = split(text);
         assert_eq!(prose, ["What it is.", "", "More: of it.", ""]);
         let headings: Vec<_> = sections.iter().map(|(heading, _)| *heading).collect();
         assert_eq!(headings, ["Examples", "Exit codes"]);
         let examples = section("Examples", &sections[0].1).render();
-        assert!(examples.contains(".SH EXAMPLES\n.nf\na b   c\n.fi\n"), "{examples}");
+        assert!(examples.contains(".SH EXAMPLES\n.nf\na b   c\n.fi\n.PP\nthen\n.nf\nd\n.fi\n"), "{examples}");
         let codes = section("Exit codes", &sections[1].1).render();
         assert!(
-            codes.contains(".SH \"EXIT STATUS\"\n.TP\n\\fB0\\fR\nfine\nand well\n.TP\n\\fB1\\fR\nnot"),
+            codes.contains(".SH \"EXIT STATUS\"\n.TP\n\\fB0\\fR\nfine\nand well\n.TP\n\\fBlong\\fR\nterm"),
             "{codes}"
         );
     }
