@@ -224,9 +224,10 @@ impl Host {
         self.run(&format!("systemctl show --value -p {property} {unit}"))
     }
 
-    /// What a unit has written to the journal.
+    /// What a unit has written to the journal since it was started last.
     pub fn journal(&self, unit: &str) -> String {
-        self.run(&format!("journalctl --no-pager -o cat -u {unit} _SYSTEMD_UNIT={unit}.service"))
+        let id = self.unit(unit, "InvocationID");
+        self.run(&format!("journalctl --no-pager -o cat _SYSTEMD_INVOCATION_ID={id}"))
     }
 
     /// Pulls the cable or plugs it in.

@@ -1,7 +1,8 @@
 //! A root that is frozen: how long, what goes on meanwhile, and who thaws it.
 
 use std::fs;
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use super::hosts::{PHOTOGRAPH, Pair};
 use super::lab::wait_for;
@@ -13,8 +14,7 @@ echo "$BLXREP_DEVICE" >/shared/frozen
 exec sleep SECONDS
 "#;
 /// Fails while the root is frozen. What writes to it then cannot even be killed, so it is not waited for.
-const WRITABLE: &str =
-    "rm -f /run/probe; (echo >/var/tmp/probe; touch /run/probe) >/dev/null 2>&1 & sleep 0.3; [ -e /run/probe ]";
+const WRITABLE: &str = "rm -f /run/probe; (echo >/var/tmp/probe; touch /run/probe) >/dev/null 2>&1 & sleep 0.3; [ -e /run/probe ]";
 
 #[test]
 fn a_frozen_root_is_thawed_in_time_whatever_dies() {
@@ -45,10 +45,14 @@ fn a_frozen_root_is_thawed_in_time_whatever_dies() {
     // The agent dies; then the agent and its guard at once.
     for whom in ["main", "all"] {
         wait_frozen(&pair);
+        // Long enough for the other disk to want a checkpoint, too.
+        sleep(Duration::from_secs(4));
         agent.run(&format!("systemctl kill -s KILL --kill-who {whom} blxrep-agent"));
         let seconds = wait_thawed(&pair);
         assert!(seconds < 5.0, "{whom} killed: thawed after {seconds:.1} s");
-        wait_for("systemd to start the agent again", 30, || agent.unit("blxrep-agent", "ActiveState") == "active");
+        wait_for("systemd to start the agent again", 30, || {
+            agent.unit("blxrep-agent", "ActiveState") == "active"
+        });
     }
     agent.put("/etc/blxrep/hooks/linger", "755", &LINGER.replace("SECONDS", "2"));
     wait_frozen(&pair);
