@@ -388,6 +388,21 @@ impl Pair {
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
 
+    /// Bytes the agent has sent beyond what changed in later checkpoints than the first: copies, compares, and what was sent
+    /// twice. A full copy of the root is about 85 MiB.
+    pub fn overhead_bytes(&self) -> i64 {
+        let rows = self.disks().into_iter().flat_map(|disk| self.checkpoints(disk).into_iter().skip(1));
+        let changed: u64 = rows.map(|row| row["stored_bytes"].as_u64().unwrap()).sum();
+        self.agent.sent_bytes() as i64 - changed as i64
+    }
+
+    /// Fails if as much as a full copy was sent since the overhead was so much.
+    pub fn assert_no_copy_since(&self, overhead_bytes: i64, what: &str) {
+        let more = (self.overhead_bytes() - overhead_bytes) >> 20;
+        eprintln!("{what}: {more} MiB more than changed");
+        assert!(more < 50, "{what}: {more} MiB more than changed");
+    }
+
     /// Waits until a disk has so many checkpoints more than now.
     pub fn more_checkpoints(&self, disk: &Disk, more: usize, seconds: u64) {
         let now = self.checkpoints(disk).len();
