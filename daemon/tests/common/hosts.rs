@@ -237,9 +237,10 @@ impl Host {
         self.run(&format!("systemctl show --value -p {property} {unit}"))
     }
 
-    /// What a unit has written to the journal.
+    /// What a unit has written to the journal since it was started last.
     pub fn journal(&self, unit: &str) -> String {
-        self.run(&format!("journalctl --no-pager -o cat -u {unit} _SYSTEMD_UNIT={unit}.service"))
+        let id = self.unit(unit, "InvocationID");
+        self.run(&format!("journalctl --no-pager -o cat _SYSTEMD_INVOCATION_ID={id}"))
     }
 
     /// Pulls the cable or plugs it in.
@@ -391,6 +392,21 @@ impl Pair {
         let command = format!("blxrep dispatcher show --json {DATA} --disk {}", disk.name);
         let output = self.dispatcher.try_run(&command);
         serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    /// Bytes the agent has sent beyond what changed in later checkpoints than the first: copies, compares, and what was sent
+    /// twice. A full copy of the root is about 85 MiB.
+    pub fn overhead_bytes(&self) -> i64 {
+        let rows = self.disks().into_iter().flat_map(|disk| self.checkpoints(disk).into_iter().skip(1));
+        let changed: u64 = rows.map(|row| row["stored_bytes"].as_u64().unwrap()).sum();
+        self.agent.sent_bytes() as i64 - changed as i64
+    }
+
+    /// Fails if as much as a full copy was sent since the overhead was so much.
+    pub fn assert_no_copy_since(&self, overhead_bytes: i64, what: &str) {
+        let more = (self.overhead_bytes() - overhead_bytes) >> 20;
+        eprintln!("{what}: {more} MiB more than changed");
+        assert!(more < 50, "{what}: {more} MiB more than changed");
     }
 
     /// Waits until a disk has so many checkpoints more than now.

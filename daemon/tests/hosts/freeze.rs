@@ -1,7 +1,8 @@
 //! A root that is frozen: how long, what goes on meanwhile, and who thaws it.
 
 use std::fs;
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use super::hosts::{PHOTOGRAPH, Pair};
 use super::lab::wait_for;
@@ -44,6 +45,8 @@ fn a_frozen_root_is_thawed_in_time_whatever_dies() {
     // The agent dies; then the agent and its guard at once.
     for whom in ["main", "all"] {
         wait_frozen(&pair);
+        // Long enough for the other disk to want a checkpoint, too.
+        sleep(Duration::from_secs(4));
         agent.run(&format!("systemctl kill -s KILL --kill-who {whom} blxrep-agent"));
         let seconds = wait_thawed(&pair);
         assert!(seconds < 5.0, "{whom} killed: thawed after {seconds:.1} s");

@@ -1,6 +1,9 @@
 //! The units: what systemd makes of a wrong configuration, a restart, a stop and a death of either daemon.
 
-use super::hosts::Pair;
+use std::thread::sleep;
+use std::time::Duration;
+
+use super::hosts::{Host, Pair};
 use super::lab::wait_for;
 
 const AGENT: &str = "blxrep-agent";
@@ -38,52 +41,66 @@ fn a_wrong_configuration_is_named_and_not_tried_again() {
     );
     agent.run("sed -i 's#^key-file: .*#key-file: /run/credentials/blxrep-agent.service/key#' /etc/blxrep/config.yaml");
     agent.run(&format!("systemctl daemon-reload && systemctl start {AGENT}"));
-    eprintln!("{}", agent.run("ls -l /run/credentials/blxrep-agent.service/; id"));
-    eprintln!("{}", agent.run(&format!("systemctl status --no-pager {AGENT}")));
-    agent.run(&format!("systemctl stop {AGENT}"));
+    assert_eq!(agent.run("stat -c '%a %U' /run/credentials/blxrep-agent.service/key"), "400 root");
+    pair.dispatcher.run(&format!("systemctl start {DISPATCHER}"));
+    wait_for("the agent to connect", 30, || agent.journal(AGENT).contains("connected to"));
 }
 
 #[test]
-fn a_restart_or_a_death_of_either_daemon_misses_nothing() {
+fn a_restart_a_stop_or_a_death_of_either_daemon_misses_nothing() {
     let pair = Pair::boot("services");
     pair.configure();
     pair.configure_agent("read-rate-mib: 40");
     let (agent, dispatcher) = (&pair.agent, &pair.dispatcher);
     pair.start();
     wait_for("the full copy to begin", 30, || agent.sent_bytes() > 20 << 20);
-    // During the full copy.
-    let seconds = |what: &str, host: &super::hosts::Host, unit: &str| {
-        let taken = host.seconds(&format!("systemctl stop {unit}"));
-        eprintln!("{unit} stopped in {taken:.1} s {what}");
-        assert!(taken < 10.0, "{unit} took {taken:.1} s to stop {what}");
-        assert_eq!(host.unit(unit, "Result"), "success");
-        host.run(&format!("systemctl start {unit}"));
-    };
-    seconds("in the full copy", agent, AGENT);
-    std::thread::sleep(std::time::Duration::from_secs(1));
-    seconds("in the full copy", dispatcher, DISPATCHER);
+    stops_soon(agent, AGENT);
+    sleep(Duration::from_secs(1));
+    stops_soon(dispatcher, DISPATCHER);
+    assert!(pair.checkpoints(&pair.root).is_empty(), "the full copy was done before it was interrupted");
     pair.configure_agent("");
     agent.run(&format!("systemctl restart {AGENT}"));
     pair.write();
     for disk in pair.disks() {
         pair.more_checkpoints(disk, 1, 120);
     }
-    seconds("between syncs", agent, AGENT);
-    assert_eq!(agent.journal(AGENT).matches("tracked on, nothing was missed").count() % 2, 0);
-    let sent = agent.sent_bytes();
+
+    // Syncs are on most of the time now. A kernel that skips the probe at times (see ARCHITECTURE.md on the audit) leaves a gap of
+    // its own, which is no loss of the tracker; not every time.
+    let mut nothing_missed = 0;
+    for _ in 0..3 {
+        let overhead = pair.overhead_bytes();
+        stops_soon(agent, AGENT);
+        let journal = agent.journal(AGENT);
+        assert_eq!(journal.matches("is tracked").count(), 2, "{journal}");
+        assert!(!journal.contains("tracking began anew"), "{journal}");
+        nothing_missed += journal.matches("tracked on, nothing was missed").count();
+        for disk in pair.disks() {
+            pair.more_checkpoints(disk, 1, 60);
+        }
+        pair.assert_no_copy_since(overhead, "a restart");
+    }
+    assert!(nothing_missed >= 3, "only {nothing_missed} of 6 times nothing was missed at a restart");
+    stops_soon(dispatcher, DISPATCHER);
     for (host, unit) in [(agent, AGENT), (dispatcher, DISPATCHER)] {
         host.run(&format!("systemctl kill -s KILL {unit}"));
-        wait_for("systemd to restart it", 30, || {
+        wait_for("systemd to start it again", 30, || {
             host.unit(unit, "NRestarts") == "1" && host.unit(unit, "ActiveState") == "active"
         });
         for disk in pair.disks() {
             pair.more_checkpoints(disk, 2, 60);
         }
     }
-    let journal = agent.journal(AGENT);
-    eprintln!("{journal}\nsent {} MiB", (agent.sent_bytes() - sent) >> 20);
-    agent.run("systemctl stop writers");
+    agent.run(&format!("systemctl stop writers {AGENT}"));
     for disk in pair.disks() {
         pair.compare_newest(disk, 2);
     }
+}
+
+/// Stops a unit, which must not take long, and starts it again.
+fn stops_soon(host: &Host, unit: &str) {
+    let seconds = host.seconds(&format!("systemctl stop {unit}"));
+    assert!(seconds < 10.0, "{unit} took {seconds:.1} s to stop");
+    assert_eq!(host.unit(unit, "Result"), "success");
+    host.run(&format!("systemctl start {unit}"));
 }
