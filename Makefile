@@ -7,6 +7,7 @@ SYSUSERSDIR = $(PREFIX)/lib/sysusers.d
 TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
 DOCDIR = $(PREFIX)/share/doc/blxrep
 ACTIVATIONDIR = $(PREFIX)/share/dbus-1/system-services
+INTERFACEDIR = $(PREFIX)/share/dbus-1/interfaces
 # What install takes: release builds it first, dev takes what was built for tests.
 PROFILE ?= release
 BUILT = target/$(PROFILE:dev=debug)
@@ -80,6 +81,9 @@ install: $(PROFILE:dev=) ## Install below DESTDIR and PREFIX (/usr/local)
 	$(INSTALL_FILE) dbus/org.blxrep.policy $(DESTDIR)$(POLKITDIR)/org.blxrep.policy
 	for name in org.blxrep.Agent org.blxrep.Dispatcher; do \
 	    $(INSTALL_FILE) dbus/$$name.service $(DESTDIR)$(ACTIVATIONDIR)/$$name.service || exit 1; \
+	done
+	for name in Manager Job Disk; do \
+	    $(INSTALL_FILE) dbus/org.blxrep.$$name.xml $(DESTDIR)$(INTERFACEDIR)/org.blxrep.$$name.xml || exit 1; \
 	done
 	$(INSTALL_FILE) systemd/config.example.yaml $(DESTDIR)$(DOCDIR)/config.example.yaml
 	for file in README.md LICENSE-MIT LICENSE-APACHE; do $(INSTALL_FILE) $$file $(DESTDIR)$(DOCDIR)/$$file || exit 1; done

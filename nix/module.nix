@@ -23,6 +23,12 @@ let
     };
   };
 
+  # The package's unit says /bin/kill, which is not there.
+  reload = [
+    ""
+    "${pkgs.coreutils}/bin/kill -HUP $MAINPID"
+  ];
+
   # The unit is the package's; only its command and its credentials are set here. The empty string resets the unit's own.
   exec = name: settings: [
     ""
@@ -84,10 +90,13 @@ in
 
       systemd.services.blxrep-agent = {
         wantedBy = [ "multi-user.target" ];
+        # What the bus starts it by (the unit's Alias=, which NixOS does not read).
+        aliases = [ "dbus-org.blxrep.Agent.service" ];
         # lsblk and blkid, and what hooks call.
         path = [ pkgs.util-linux ];
         serviceConfig = {
           ExecStart = exec "agent" cfg.agent.settings;
+          ExecReload = reload;
         }
         // lib.optionalAttrs (cfg.agent.keyFile != null) {
           LoadCredential = "key:${cfg.agent.keyFile}";
@@ -113,7 +122,11 @@ in
 
       systemd.services.blxrep-dispatcher = {
         wantedBy = [ "multi-user.target" ];
-        serviceConfig.ExecStart = exec "dispatcher" cfg.dispatcher.settings;
+        aliases = [ "dbus-org.blxrep.Dispatcher.service" ];
+        serviceConfig = {
+          ExecStart = exec "dispatcher" cfg.dispatcher.settings;
+          ExecReload = reload;
+        };
       };
 
       networking.firewall = lib.mkIf cfg.dispatcher.openFirewall {

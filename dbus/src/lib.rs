@@ -61,7 +61,7 @@ fn escape(label: &str) -> String {
     if escaped.is_empty() { "_".to_owned() } else { escaped }
 }
 
-/// polkit action: see agents, disks, checkpoints and jobs.
+/// polkit action: see which checkpoints there are. (Agents, disks and jobs are properties, which every user may read.)
 pub const ACTION_INSPECT: &str = "org.blxrep.inspect";
 /// polkit action: pause and resume.
 pub const ACTION_PAUSE: &str = "org.blxrep.pause";

@@ -201,7 +201,7 @@ pub trait Disk {
     fn consistency(&self) -> zbus::Result<String>;
 
     /// The time between checkpoints, in microseconds; 0 on an agent, which does not know it.
-    #[zbus(property(emits_changed_signal = "const"), name = "SyncEveryUSec")]
+    #[zbus(property, name = "SyncEveryUSec")]
     fn sync_every_usec(&self) -> zbus::Result<u64>;
 
     /// What went wrong last, until a checkpoint is committed; empty if nothing did.

@@ -134,7 +134,7 @@ impl DiskObject {
         self.newest(|newest| newest.consistency.to_string()).unwrap_or_default()
     }
 
-    #[zbus(property(emits_changed_signal = "const"), name = "SyncEveryUSec")]
+    #[zbus(property, name = "SyncEveryUSec")]
     fn sync_every_usec(&self) -> u64 {
         let every = self.get(|status| status.sync_every).unwrap_or_default();
         u64::try_from(every.as_micros()).unwrap_or(u64::MAX)

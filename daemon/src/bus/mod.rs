@@ -25,7 +25,7 @@ use std::time::Duration;
 use blxrep_dbus::words::Role;
 use blxrep_dbus::{BUS_NAME_AGENT, BUS_NAME_DISPATCHER, PATH_MANAGER, PATH_ROOT, SIGNAL_INTERVAL_MS};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{interval, sleep};
 use tracing::{debug, info, warn};
@@ -44,15 +44,16 @@ use crate::status::CheckpointAdded;
 const RETRY_MS: u64 = 5000;
 
 /// Serves a role on the system bus until `stop` turns true, then ends the jobs. Without a bus it goes on trying: a
-/// daemon replicates also where none is.
+/// daemon replicates also where none is. `tried` hears of the end of the first attempt to get on the bus.
 pub async fn run(
     control: Arc<dyn Control>,
     checkpoints: broadcast::Receiver<CheckpointAdded>,
+    tried: oneshot::Sender<()>,
     mut stop: watch::Receiver<bool>,
 ) {
     let manager = Manager::new(control, Access::Polkit);
     tokio::select! {
-        never = stay_on_bus(&manager, Builder::system, &checkpoints) => match never {},
+        never = stay_on_bus(&manager, Builder::system, &checkpoints, tried) => match never {},
         _ = stop.wait_for(|stop| *stop) => {}
     }
     manager.jobs.stop().await;
@@ -64,14 +65,18 @@ async fn stay_on_bus(
     manager: &Manager,
     bus: impl Fn() -> Builder<'static>,
     checkpoints: &broadcast::Receiver<CheckpointAdded>,
+    tried: oneshot::Sender<()>,
 ) -> Infallible {
     let name = match manager.control.role() {
         Role::Agent => BUS_NAME_AGENT,
         Role::Dispatcher => BUS_NAME_DISPATCHER,
     };
-    let mut is_said = false;
+    let (mut is_said, mut tried) = (false, Some(tried));
     loop {
-        match enter(manager, bus(), name).await {
+        let entered = enter(manager, bus(), name).await;
+        // Nobody may be waiting any more.
+        let _ = tried.take().map(|tried| tried.send(()));
+        match entered {
             Ok((connection, disks)) => {
                 info!("on the bus as {name}");
                 let lost = serve(manager, &connection, disks, checkpoints.resubscribe()).await;

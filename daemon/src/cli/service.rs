@@ -1,16 +1,24 @@
 //! What both roles do as a systemd service: stop on a signal, reload, say how it stands, feed the watchdog.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
-use blxrep::status::DiskStatus;
+use blxrep::bus::{self, control::Control};
+use blxrep::status::{CheckpointAdded, DiskStatus};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tracing::{error, info};
 
 /// How often the status text is made anew.
 const STATUS_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a start waits for the bus.
+const BUS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an end waits for what cannot be interrupted.
+pub(super) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Turns true at SIGTERM or SIGINT.
 pub(super) fn stop_on_signal() -> std::io::Result<watch::Receiver<bool>> {
@@ -28,6 +36,19 @@ pub(super) fn stop_on_signal() -> std::io::Result<watch::Receiver<bool>> {
         std::future::pending::<()>().await;
     });
     Ok(stopped)
+}
+
+/// Goes on the bus; returns when that has come about or failed, so that who waits for the service finds it there.
+pub(super) async fn go_on_bus(
+    control: Arc<dyn Control>,
+    checkpoints: broadcast::Receiver<CheckpointAdded>,
+    stop: watch::Receiver<bool>,
+) -> JoinHandle<()> {
+    let (tried, is_tried) = oneshot::channel();
+    let running = tokio::spawn(bus::run(control, checkpoints, tried, stop));
+    // A bus that does not answer is no reason not to replicate.
+    let _ = timeout(BUS_TIMEOUT, is_tried).await;
+    running
 }
 
 /// Tells systemd that it serves.

@@ -13,7 +13,6 @@ use blxrep::agent::disk_id::disk_id;
 use blxrep::agent::link::Dial;
 use blxrep::agent::run;
 use blxrep::agent::shared::Shared;
-use blxrep::bus;
 use blxrep::config::{AgentConfig, ConfigError, Settings};
 use blxrep::device::BlockDevice;
 use blxrep::freeze::record::thaw_leftovers;
@@ -71,10 +70,11 @@ pub(crate) fn run(
     let (shared, asked) = Shared::new(config, shown, pauses, Watchdog::from_env());
     let shared = Arc::new(shared);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let stop = service::stop_on_signal()?;
         let control = AgentControl { shared: shared.clone(), dial: dial.clone(), runtime: Handle::current() };
-        let on_bus = tokio::spawn(bus::run(Arc::new(control), shared.checkpoints.subscribe(), stop.clone()));
+        let on_bus =
+            service::go_on_bus(Arc::new(control), shared.checkpoints.subscribe(), stop.clone()).await;
         let of = shared.clone();
         service::reload_on_hangup(move || reload(&of, reread()?))?;
         service::ready();
@@ -88,7 +88,9 @@ pub(crate) fn run(
         }
         info!("the agent stopped; tracking goes on");
         Ok(result?)
-    })
+    });
+    runtime.shutdown_timeout(service::SHUTDOWN_TIMEOUT);
+    result
 }
 
 /// Takes what can change while it runs.

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
-use blxrep::bus;
 use blxrep::config::{DispatcherConfig, Settings};
 use blxrep::dispatcher::control::DispatcherControl;
 use blxrep::dispatcher::fetch::Fetches;
@@ -50,7 +49,9 @@ pub(crate) fn run(
         warn!("the catalogue was damaged and is made anew; the old one is {}", renamed.display());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(config, identity, Arc::new(catalogue), reread))
+    let result = runtime.block_on(serve(config, identity, Arc::new(catalogue), reread));
+    runtime.shutdown_timeout(service::SHUTDOWN_TIMEOUT);
+    result
 }
 
 async fn serve(
@@ -87,7 +88,7 @@ async fn serve(
         data_dir: config.data_dir.clone(),
         runtime: Handle::current(),
     };
-    let on_bus = tokio::spawn(bus::run(Arc::new(control), house.checkpoints.subscribe(), stop.clone()));
+    let on_bus = service::go_on_bus(Arc::new(control), house.checkpoints.subscribe(), stop.clone()).await;
     let of = house.clone();
     service::reload_on_hangup(move || reload(&config, &of, reread()?))?;
     service::ready();
