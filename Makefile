@@ -31,6 +31,7 @@ INSTALLED = $(BINDIR)/blxrep $(BINDIR)/blxctl \
 	$(UNITDIR)/blxrep-agent.service $(UNITDIR)/blxrep-dispatcher.service \
 	$(SYSUSERSDIR)/blxrep.conf $(TMPFILESDIR)/blxrep.conf \
 	$(ACTIVATIONDIR)/org.blxrep.Agent.service $(ACTIVATIONDIR)/org.blxrep.Dispatcher.service \
+	$(addprefix $(INTERFACEDIR)/org.blxrep., Manager.xml Job.xml Disk.xml) \
 	$(DBUSDIR)/org.blxrep.conf $(POLKITDIR)/org.blxrep.policy \
 	$(DOCDIR)/config.example.yaml $(DOCDIR)/README.md $(DOCDIR)/LICENSE-MIT $(DOCDIR)/LICENSE-APACHE
 

@@ -163,7 +163,7 @@ mod tests {
 
         let pauses = Pauses::load(path.clone()).unwrap();
         assert!(pauses.contains(&a.0, &a.1));
-        assert_eq!(pauses.of(&b.0), [b.1.clone()]);
+        assert_eq!(pauses.of(&b.0), std::slice::from_ref(&b.1));
         assert_eq!(pauses.set([a.clone()], false).unwrap(), std::slice::from_ref(&a));
         let pauses = Pauses::load(path).unwrap();
         assert!(!pauses.contains(&a.0, &a.1) && pauses.contains(&b.0, &b.1));
