@@ -52,13 +52,13 @@ Exit codes:
   0  every disk is protected and nothing is wrong
   3  no daemon runs
   6  something needs attention: a disk is unprotected, late, failed, detached, fuzzy,
-     paused or has an error, or there is no disk
+     paused or has an error, an agent has never shown one, or there is no disk
 
 JSON:
   ok       whether the exit code is 0
   daemons  an array: role, bus_name, version, disks_total, disks_protected,
-           disks_attention, disks as of 'disks' with protected and problems (kind, message,
-           advice) added, jobs as of 'jobs'";
+           disks_attention, agents_without_disks, disks as of 'disks' with protected and
+           problems (kind, message, advice) added, jobs as of 'jobs'";
 
 const AGENTS: &str = "\
 Examples:

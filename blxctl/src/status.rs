@@ -199,9 +199,19 @@ impl Report {
         format!("{} of {disks} {noun} protected", self.protected())
     }
 
+    /// The agents that were enrolled and have never shown a disk.
+    fn silent(&self) -> impl Iterator<Item = &Agent> {
+        self.agents.iter().filter(|agent| agent.disks == 0)
+    }
+
     /// The disks that something is wrong with.
-    fn attention(&self) -> usize {
+    fn disks_attention(&self) -> usize {
         self.disks.iter().filter(|disk| !is_protected(disk) || !troubles(disk).is_empty()).count()
+    }
+
+    /// All that needs attention.
+    fn attention(&self) -> usize {
+        self.disks_attention() + self.silent().count()
     }
 
     fn text(&self, both: bool) -> String {
@@ -218,6 +228,12 @@ impl Report {
             for (_, text, advice) in self.problems(disk, both) {
                 problems.push_str(&format!("  {} {}: {text}\n    {advice}\n", disk.agent, disk.name()));
             }
+        }
+        for agent in self.silent() {
+            let (id, host) = (&agent.id, agent.host());
+            problems.push_str(&format!(
+                "  {id}: enrolled, and has never shown a disk\n    'systemctl status blxrep-agent' on {host}\n"
+            ));
         }
         if !problems.is_empty() {
             out.push_str(&format!("\nto do:\n{problems}"));
@@ -251,7 +267,8 @@ impl Report {
             "version": self.version,
             "disks_total": self.disks.len(),
             "disks_protected": self.protected(),
-            "disks_attention": self.attention(),
+            "disks_attention": self.disks_attention(),
+            "agents_without_disks": self.silent().map(|agent| &agent.id).collect::<Vec<_>>(),
             "disks": self.disks.iter().map(disk).collect::<Vec<_>>(),
             "jobs": self.jobs.iter().map(Job::json).collect::<Vec<_>>(),
         })

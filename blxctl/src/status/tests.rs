@@ -6,7 +6,8 @@ use super::*;
 use crate::render::tests::{disk, job};
 
 fn report(role: Role, disks: Vec<Disk>) -> Report {
-    let agent = Agent { id: "web1".into(), hostname: "web1.example".into(), ..Agent::default() };
+    let count = disks.len() as u64;
+    let agent = Agent { id: "web1".into(), hostname: "web1.example".into(), disks: count, ..Agent::default() };
     Report { role, version: "0.1.0".into(), agents: vec![agent], disks, jobs: Vec::new() }
 }
 
@@ -48,6 +49,23 @@ fn all_is_well() {
     web1   sda   idle   3 min ago  12.00 MiB  filesystem
     ");
     assert_eq!(exit(&reports), None);
+}
+
+#[test]
+fn an_agent_that_never_showed_a_disk_is_not_forgotten() {
+    let mut reports = dispatcher(vec![disk("web1", "sda")]);
+    reports[0].agents.push(Agent { id: "web2".into(), ..Agent::default() });
+    assert_snapshot!(text(&reports), @r"
+    1 of 1 disk protected, 1 needs attention
+
+    AGENT  DISK  STATE     NEWEST    EXPOSED  CLASS
+    web1   sda   idle   3 min ago  12.00 MiB  filesystem
+
+    to do:
+      web2: enrolled, and has never shown a disk
+        'systemctl status blxrep-agent' on web2
+    ");
+    assert_eq!(exit(&reports), Some(Exit::Attention));
 }
 
 #[test]
