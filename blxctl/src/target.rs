@@ -73,6 +73,11 @@ impl Target {
                 ),
                 _ => failure(path, "open it", &e),
             })?;
+            // Asked of what is open: the name may mean something else by now.
+            let kind = file.metadata().map_err(|e| failure(path, "look at it", &e))?.file_type();
+            if !kind.is_block_device() {
+                return Err(Failure::usage(format!("{} is no block device any more", path.display())));
+            }
             return Ok(Self { file, path: path.to_owned(), temporary: None });
         }
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());

@@ -45,6 +45,8 @@ type Paused = BTreeSet<(AgentId, DiskId)>;
 #[derive(Debug)]
 pub struct Pauses {
     path: PathBuf,
+    /// Held while the file is written; those who only look do not wait for a disk.
+    writing: Mutex<()>,
     paused: Mutex<Paused>,
 }
 
@@ -59,7 +61,7 @@ impl Pauses {
             other => other.map_err(|source| PauseError::File { path: path.clone(), source })?,
         };
         let paused = parse(&text).map_err(|line| PauseError::Line { path: path.clone(), line })?;
-        Ok(Self { path, paused: Mutex::new(paused) })
+        Ok(Self { path, writing: Mutex::default(), paused: Mutex::new(paused) })
     }
 
     fn paused(&self) -> MutexGuard<'_, Paused> {
@@ -79,23 +81,23 @@ impl Pauses {
     /// Pauses or resumes disks, durably before it returns; gives those that this changed.
     ///
     /// # Errors
-    /// When the file cannot be written; then nothing is changed.
+    /// When the file cannot be written; then nothing is changed, before the next start at least.
     pub fn set(
         &self,
         disks: impl IntoIterator<Item = (AgentId, DiskId)>,
         pause: bool,
     ) -> Result<Vec<(AgentId, DiskId)>, PauseError> {
-        let mut paused = self.paused();
-        let changed: Vec<_> = disks.into_iter().filter(|disk| paused.contains(disk) != pause).collect();
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.paused().clone();
+        let changed: Vec<_> = disks.into_iter().filter(|disk| next.contains(disk) != pause).collect();
         if changed.is_empty() {
             return Ok(changed);
         }
-        let mut next = paused.clone();
         for disk in &changed {
             let _ = if pause { next.insert(disk.clone()) } else { next.remove(disk) };
         }
         write(&self.path, &next).map_err(|source| PauseError::File { path: self.path.clone(), source })?;
-        *paused = next;
+        *self.paused() = next;
         Ok(changed)
     }
 }

@@ -250,7 +250,7 @@ impl World {
                     self.down[slot(endpoint)].push_back(encode_message(&message).unwrap());
                 }
                 Event::Ready => self.ready = true,
-                Event::SyncFailed(_) => self.ordered = false,
+                Event::SyncFailed { .. } => self.ordered = false,
                 Event::Committed(checkpoint) => {
                     self.ordered = false;
                     self.acknowledged.push(*checkpoint);

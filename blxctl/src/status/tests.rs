@@ -7,7 +7,8 @@ use crate::render::tests::{disk, job};
 
 fn report(role: Role, disks: Vec<Disk>) -> Report {
     let count = disks.len() as u64;
-    let agent = Agent { id: "web1".into(), hostname: "web1.example".into(), disks: count, ..Agent::default() };
+    let agent =
+        Agent { id: "web1".into(), hostname: "web1.example".into(), disks: count, ..Agent::default() };
     Report { role, version: "0.1.0".into(), agents: vec![agent], disks, jobs: Vec::new() }
 }
 

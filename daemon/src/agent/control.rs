@@ -20,7 +20,7 @@ use crate::clock::unix_ms;
 use crate::ids::{AgentId, CheckpointId, DiskId};
 use crate::restore::{Output, ShowRow};
 use crate::status::{AgentStatus, DiskStatus};
-use crate::wire::message::{Answer, Question};
+use crate::wire::message::{Answer, Question, clean_text};
 
 /// How often a wait looks whether it is to end.
 const POLL: Duration = Duration::from_millis(200);
@@ -78,12 +78,14 @@ impl Control for AgentControl {
         loop {
             match self.runtime.block_on(async { timeout(SHOW_TIMEOUT, answers.recv()).await }) {
                 Ok(Some(Answer::Checkpoints { rows, more })) => {
-                    all.extend(rows);
+                    all.extend(rows.into_iter().map(clean_row));
                     if !more {
                         return Ok(all);
                     }
                 }
-                Ok(Some(Answer::Refused { kind, reason })) => return Err(Problem::new(kind, reason)),
+                Ok(Some(Answer::Refused { kind, reason })) => {
+                    return Err(Problem::new(kind, clean_text(reason)));
+                }
                 Ok(Some(Answer::Synced { .. })) | Err(_) => return Err(no_answer()),
                 Ok(None) => return Err(not_connected()),
             }
@@ -132,7 +134,7 @@ impl Control for AgentControl {
         let output = match output {
             Some(file) => Output::Open { file, name: target },
             None => {
-                check_target(&target)?;
+                check_target(&target, &self.shared.config.borrow().state_dir)?;
                 Output::Path(target)
             }
         };
@@ -177,6 +179,21 @@ fn choose(rows: &[ShowRow], checkpoint: &str) -> Result<(String, CheckpointId), 
     Ok((disk, id))
 }
 
+/// A row as it may be shown: it comes from another machine.
+fn clean_row(row: ShowRow) -> ShowRow {
+    ShowRow {
+        checkpoint: clean_text(row.checkpoint),
+        agent: clean_text(row.agent),
+        disk: clean_text(row.disk),
+        device: clean_text(row.device),
+        time: clean_text(row.time),
+        consistency: clean_text(row.consistency),
+        parent: row.parent.map(clean_text),
+        note: clean_text(row.note),
+        ..row
+    }
+}
+
 fn no_answer() -> Problem {
     Problem::new(ProblemKind::Failed, "the dispatcher gave no answer to the question: see its journal")
 }
@@ -201,7 +218,9 @@ fn wait(
     loop {
         match runtime.block_on(async { timeout(POLL, answers.recv()).await }) {
             Ok(Some(Answer::Synced { id })) => return Ok(id),
-            Ok(Some(Answer::Refused { kind, reason })) => return Err(Problem::new(kind, reason).into()),
+            Ok(Some(Answer::Refused { kind, reason })) => {
+                return Err(Problem::new(kind, clean_text(reason)).into());
+            }
             Ok(Some(Answer::Checkpoints { .. })) => return Err(no_answer().into()),
             Ok(None) => return Err(not_connected().into()),
             Err(_) if progress.is_canceled() => return Err(canceled().into()),

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -18,6 +19,7 @@ use crate::bitmap::{BlockSet, Extent};
 use crate::clock::unix_ms;
 use crate::config::AgentConfig;
 use crate::device::BlockDevice;
+use crate::freeze::alone::Alone;
 use crate::freeze::final_pass::{FinalPassJob, final_pass};
 use crate::freeze::mountinfo::DeviceNumber;
 use crate::freeze::topology;
@@ -37,6 +39,8 @@ use crate::wire::frame::{decode_message, encode_data, encode_message};
 pub const INBOX_MAX: usize = 64;
 /// The tracker is drained and its changes are reported this often.
 const TICK: Duration = Duration::from_secs(1);
+/// How often it is looked whether another disk's freeze has ended.
+const ALONE_POLL: Duration = Duration::from_millis(20);
 /// The most that is read into memory while file systems are frozen.
 pub const FREEZE_BUDGET_BYTES: u64 = 32 << 20;
 
@@ -331,6 +335,20 @@ impl Worker {
         })
     }
 
+    /// Waits until no other disk of this agent is being frozen; not if this one is to be paused or to end.
+    fn wait_for_others(&self) -> Option<Alone> {
+        loop {
+            if self.shown.pause.is_paused() || self.shared.stopping.load(Ordering::Relaxed) {
+                return None;
+            }
+            if let Some(alone) = Alone::try_take() {
+                return Some(alone);
+            }
+            self.pulse.beat();
+            std::thread::sleep(ALONE_POLL);
+        }
+    }
+
     fn committed(&mut self, id: CheckpointId) {
         self.last_error = None;
         self.show();
@@ -341,8 +359,18 @@ impl Worker {
 
     fn final_pass(&mut self, to_send: &BlockSet, last: Option<CheckpointId>) -> Result<(), String> {
         let config = self.config.borrow().clone();
-        self.pulse.allow(SLOW_DISK_MAX);
         self.show();
+        let Some(_alone) = self.wait_for_others() else {
+            self.pause_or_resume();
+            let gave_up = Err("the disk is paused, or the agent ends".to_owned());
+            self.session.handle(Input::FinalPass(gave_up, self.disk.tracker.gap_count()));
+            return Ok(());
+        };
+        // Every hook may take its time in each of three stages.
+        let hooks = config.hooks_dir.iter().flat_map(std::fs::read_dir).flatten().count();
+        let hooks = u32::try_from(hooks).unwrap_or(u32::MAX);
+        self.pulse
+            .allow(SLOW_DISK_MAX.saturating_add(config.hook_timeout.saturating_mul(3).saturating_mul(hooks)));
         let job = FinalPassJob {
             agent: config.id.clone(),
             device_path: self.disk.device.path.clone(),

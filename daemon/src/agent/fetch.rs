@@ -20,11 +20,12 @@ use tokio::time::timeout;
 use super::link::Dial;
 use crate::geometry::Geometry;
 use crate::hash::{BlockHash, GroupDigest, group_digest};
+use crate::ids::CheckpointId;
 use crate::restore::{Meter, Output, Progress, RestoreError, RestoreReport, Target};
 use crate::run::Run;
 use crate::wire::frame::{Area, Frame, FrameError, decode, decode_message, encode_message};
 use crate::wire::key::hex;
-use crate::wire::message::{DAMAGE_MAX_LINES, NAME_MAX_BYTES, RestoreDown, RestoreUp, cut_text};
+use crate::wire::message::{DAMAGE_MAX_LINES, NAME_MAX_BYTES, RestoreDown, RestoreUp, clean_text};
 use crate::wire::pump::{OUTBOUND_MAX_FRAMES, PumpEnd, pump};
 use crate::wire::socket::ConnectError;
 use crate::wire::{Endpoint, header};
@@ -113,17 +114,18 @@ pub fn fetch(
     if checkpoint.len() > NAME_MAX_BYTES || disk.as_ref().is_some_and(|disk| disk.len() > NAME_MAX_BYTES) {
         return Err(RestoreError::Usage("this names no disk or no checkpoint".to_owned()).into());
     }
+    let wanted = checkpoint.parse::<CheckpointId>().ok();
     let meter = Meter::new(progress, 0);
     let mut line = Line::open(dial, session, &RestoreUp::Fetch { disk, checkpoint }, runtime, meter)?;
     let (mut checkpoint, verify_bytes) = match decode_message(&line.frame()?)? {
         RestoreDown::Begin { checkpoint, verify_bytes } => (checkpoint, verify_bytes),
         other => return Err(unexpected(other)),
     };
-    if checkpoint.agent != dial.key.agent {
-        return Err(FetchError::broken("the dispatcher sent a checkpoint of another agent"));
+    if checkpoint.agent != dial.key.agent || wanted.is_some_and(|id| id != checkpoint.id) {
+        return Err(FetchError::broken("the dispatcher sent another checkpoint than was asked for"));
     }
-    checkpoint.note = cut_text(checkpoint.note);
-    checkpoint.device = cut_text(checkpoint.device);
+    checkpoint.note = clean_text(checkpoint.note);
+    checkpoint.device = clean_text(checkpoint.device);
     let geometry = checkpoint.geometry;
     let mut target = output.open(geometry.size_bytes())?;
     line.meter.expect(verify_bytes.saturating_add(2 * geometry.size_bytes()));
@@ -146,8 +148,8 @@ fn unexpected(message: RestoreDown) -> FetchError {
     match message {
         RestoreDown::Refused { kind, reason, mut damage } => {
             damage.truncate(DAMAGE_MAX_LINES);
-            let damage = damage.into_iter().map(cut_text).collect();
-            FetchError::Refused { kind, reason: cut_text(reason), damage, hint: "" }
+            let damage = damage.into_iter().map(clean_text).collect();
+            FetchError::Refused { kind, reason: clean_text(reason), damage, hint: "" }
         }
         RestoreDown::Begin { .. } => FetchError::broken("the dispatcher began twice"),
         RestoreDown::Verifying { .. } => FetchError::broken("the dispatcher verifies out of turn"),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use blxrep_dbus::problem::ProblemKind;
@@ -69,6 +70,7 @@ pub async fn run(
         _ = stop.wait_for(|stop| *stop) => Ok(()),
     };
     shared.uplink.send_replace(None);
+    shared.stopping.store(true, Ordering::Relaxed);
     for disk in &running {
         let _ = disk.inbox.send(Inbound::Stop).await;
     }

@@ -26,7 +26,7 @@ use crate::status::{DiskState, Newest};
 use crate::tracker::Claim;
 use crate::wire::Endpoint;
 use crate::wire::frame::Area;
-use crate::wire::message::{CHANGED_MAX_EXTENTS, DiskDown, DiskUp, cut_text};
+use crate::wire::message::{CHANGED_MAX_EXTENTS, DiskDown, DiskUp, clean_text};
 
 /// Bytes of a data frame besides its run.
 const FRAME_OVERHEAD_BYTES: u64 = 24;
@@ -194,9 +194,12 @@ impl DiskSession {
             }
             DiskDown::Ack { seq } => self.acked(endpoint, seq),
             DiskDown::Committed { id } => self.committed(id),
-            DiskDown::Refused { reason, lasting: true } => self.outbox.push_back(Action::Stop { reason }),
-            DiskDown::Refused { reason, lasting: false } => {
-                self.outbox.push_back(Action::DropLink { reason })
+            DiskDown::Refused { reason, lasting } => {
+                let reason = clean_text(reason);
+                self.outbox.push_back(match lasting {
+                    true => Action::Stop { reason },
+                    false => Action::DropLink { reason },
+                });
             }
         }
     }
@@ -257,7 +260,7 @@ impl DiskSession {
         }
         if scanning || self.paused {
             let reason = if self.paused { PAUSED } else { "the disk is still being copied or compared" };
-            let failed = DiskUp::SyncFailed { reason: reason.to_owned() };
+            let failed = DiskUp::SyncFailed { reason: reason.to_owned(), paused: self.paused };
             return self.outbox.push_back(Action::Send(Endpoint::Live, failed));
         }
         self.sync = Some(Sync::new());
@@ -370,7 +373,7 @@ impl DiskSession {
     fn send_seal(&mut self, newest: Newest, freeze_ms: u32, note: String) {
         let Newest { id, time_unix_ms, consistency } = newest;
         self.sealed = Some(Sealed { newest, heals: self.scan.as_ref().is_some_and(Scan::is_done) });
-        let seal = DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms, note: cut_text(note) };
+        let seal = DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms, note: clean_text(note) };
         self.outbox.push_back(Action::Send(Endpoint::Live, seal));
     }
 
@@ -378,8 +381,10 @@ impl DiskSession {
         if let Some(sync) = self.sync.take() {
             self.order_waits = false;
             sync.give_back(&mut self.to_send);
-            self.outbox
-                .push_back(Action::Send(Endpoint::Live, DiskUp::SyncFailed { reason: cut_text(reason) }));
+            self.outbox.push_back(Action::Send(
+                Endpoint::Live,
+                DiskUp::SyncFailed { reason: clean_text(reason), paused: self.paused },
+            ));
         }
     }
 

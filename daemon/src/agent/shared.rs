@@ -1,11 +1,13 @@
 //! What the disks' threads, the connection to the dispatcher and those who ask on this host share.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use blxrep_dbus::problem::{Problem, ProblemKind};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::config::AgentConfig;
+use crate::freeze::alone::Alone;
 use crate::ids::{AgentId, DiskId};
 use crate::pause::{PauseError, Pauses};
 use crate::status::{CheckpointAdded, SharedDisk};
@@ -15,7 +17,7 @@ use crate::wire::message::{Answer, Question};
 /// Questions waiting for the connection.
 const ASKS_MAX: usize = 16;
 /// Answers to one question waiting for who asked.
-const ANSWERS_MAX: usize = 64;
+const ANSWERS_MAX: usize = 128;
 
 /// A question on its way, and where its answers go.
 pub struct Ask {
@@ -50,6 +52,8 @@ pub struct Shared {
     pub checkpoints: broadcast::Sender<CheckpointAdded>,
     /// Watches the loops.
     pub watchdog: Watchdog,
+    /// Whether the agent ends.
+    pub stopping: AtomicBool,
     pauses: Pauses,
     asks: mpsc::Sender<Ask>,
 }
@@ -74,6 +78,7 @@ impl Shared {
             paused: watch::Sender::new(pauses.of(&agent)),
             checkpoints: broadcast::Sender::new(256),
             watchdog,
+            stopping: AtomicBool::new(false),
             pauses,
             asks,
             agent,
@@ -87,6 +92,8 @@ impl Shared {
     /// When that cannot be kept.
     pub fn set_paused(&self, disks: &[DiskId], pause: bool) -> Result<Vec<(AgentId, DiskId)>, PauseError> {
         let named = disks.iter().map(|disk| (self.agent.clone(), disk.clone()));
+        // Also one order at a time: the flags follow the file.
+        let _alone = Alone::take();
         let changed = self.pauses.set(named, pause)?;
         for disk in self.disks.iter().filter(|disk| disks.contains(&disk.id)) {
             disk.set_paused_by_agent(pause);

@@ -24,6 +24,8 @@ use crate::status::AgentStatus;
 
 /// Calls that are carried out at once; more wait.
 const CALLS_MAX: usize = 8;
+/// The most checkpoints in one answer: a bus takes no message without end (32 MiB by dbus-daemon's default).
+const ROWS_MAX: usize = 20_000;
 
 type RawOptions = HashMap<String, OwnedVariant>;
 
@@ -58,6 +60,14 @@ impl Manager {
         question: impl FnOnce(&dyn Control) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
         let _permit = self.calls.acquire().await;
+        self.ask_now(question).await
+    }
+
+    /// The same without waiting for others, for what must not.
+    async fn ask_now<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&dyn Control) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
         let control = self.control.clone();
         spawn_blocking(move || question(&*control)).await.unwrap_or_else(|fault| {
             error!("a call from the bus broke off: {fault}");
@@ -76,7 +86,7 @@ impl Manager {
         let mut options = Options::new(options, &["disk"])?;
         let which = which(agent, &mut options)?;
         self.admit(call, ACTION_PAUSE, &about(&which, "", "")).await?;
-        let changed = self.ask(move |control| control.set_paused(&which, paused)).await?;
+        let changed = self.ask_now(move |control| control.set_paused(&which, paused)).await?;
         let paths = changed.iter().map(|(agent, disk)| disk_path(agent.as_str(), disk.as_str()));
         paths.map(|path| OwnedObjectPath::try_from(path).map_err(no_path)).collect()
     }
@@ -117,6 +127,11 @@ impl Manager {
         let call = Call { connection, header: &header };
         self.admit(&call, ACTION_INSPECT, &about(&which, "", "")).await?;
         let rows = self.ask(move |control| control.show(&which, start, end)).await?;
+        if rows.len() > ROWS_MAX {
+            let text =
+                format!("{} checkpoints are too many for one answer: give start, end or disk", rows.len());
+            return Err(Problem::new(ProblemKind::InvalidArgument, text));
+        }
         Ok(rows.into_iter().map(row_details).collect())
     }
 

@@ -1,5 +1,6 @@
 //! What jobs give back, as the bus carries it.
 
+use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -67,30 +68,50 @@ impl From<RestoreError> for Failure {
     }
 }
 
-/// Refuses a target that this process cannot make, before a job begins for it.
+/// Refuses a target that this process cannot or must not make, before a job begins for it. `own`: the daemon's own
+/// directory, where only a new `.img` directly in it is let be: everything else there may be taken for something of its own.
 ///
 /// # Errors
 /// InvalidArgument.
-pub(crate) fn check_target(target: &Path) -> Result<(), Problem> {
+pub(crate) fn check_target(target: &Path, own: &Path) -> Result<(), Problem> {
     use nix::unistd::{AccessFlags, access};
-    use std::os::unix::fs::FileTypeExt;
+    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
     let refuse = |what: &str| {
         Err(Problem::new(ProblemKind::InvalidArgument, format!("target {}: {what}", target.display())))
     };
     if !target.is_absolute() {
         return refuse("an absolute path is expected");
     }
+    let with_your_rights = "'blxctl restore' opens it with your rights";
     match target.metadata() {
-        Ok(meta) if meta.file_type().is_block_device() => Ok(()),
+        Ok(meta) if meta.file_type().is_block_device() => {
+            let opened = File::options().read(true).write(true).custom_flags(libc::O_EXCL).open(target);
+            opened
+                .map(drop)
+                .or_else(|e| refuse(&format!("this service cannot open it: {e}; {with_your_rights}")))
+        }
         Ok(_) => refuse("it is there already and is not overwritten: name another one or remove it"),
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => refuse(&e.to_string()),
-        Err(_) => match access(target.parent().unwrap_or(Path::new("/")), AccessFlags::W_OK) {
-            Ok(()) => Ok(()),
-            Err(e) => refuse(&format!(
-                "this service cannot write there ({}): 'blxctl restore' opens it with your rights, or name a place \
-                 in the service's own directory",
-                e.desc()
-            )),
-        },
+        Err(_) => {
+            let parent = target.parent().unwrap_or(Path::new("/"));
+            let (parent, own) = match (parent.canonicalize(), own.canonicalize()) {
+                (Ok(parent), Ok(own)) => (parent, own),
+                (Err(e), _) | (_, Err(e)) => return refuse(&format!("its directory: {e}")),
+            };
+            let is_image = target.extension().is_some_and(|extension| extension == "img");
+            if parent.starts_with(&own) && !(parent == own && is_image) {
+                return refuse(&format!(
+                    "of {} only a file *.img directly in it may be restored to",
+                    own.display()
+                ));
+            }
+            access(&parent, AccessFlags::W_OK).or_else(|e| {
+                let place = format!("or name {}/NAME.img", own.display());
+                refuse(&format!(
+                    "this service cannot write there ({}): {with_your_rights}, {place}",
+                    e.desc()
+                ))
+            })
+        }
     }
 }

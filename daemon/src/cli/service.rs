@@ -20,22 +20,21 @@ const BUS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an end waits for what cannot be interrupted.
 pub(super) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Turns true at SIGTERM or SIGINT.
-pub(super) fn stop_on_signal() -> std::io::Result<watch::Receiver<bool>> {
+/// Turns true at SIGTERM or SIGINT. To be held until the end: one that is dropped counts as true.
+pub(super) fn stop_on_signal() -> std::io::Result<watch::Sender<bool>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let (stop, stopped) = watch::channel(false);
+    let stop = watch::Sender::new(false);
+    let by_signal = stop.clone();
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         notify(&[NotifyState::Stopping]);
-        let _ = stop.send(true);
-        // Held until the end, so that nobody takes a dropped sender for an order to stop.
-        std::future::pending::<()>().await;
+        by_signal.send_replace(true);
     });
-    Ok(stopped)
+    Ok(stop)
 }
 
 /// Goes on the bus; returns when that has come about or failed, so that who waits for the service finds it there.

@@ -74,18 +74,18 @@ pub(crate) fn run(
         let stop = service::stop_on_signal()?;
         let control = AgentControl { shared: shared.clone(), dial: dial.clone(), runtime: Handle::current() };
         let on_bus =
-            service::go_on_bus(Arc::new(control), shared.checkpoints.subscribe(), stop.clone()).await;
+            service::go_on_bus(Arc::new(control), shared.checkpoints.subscribe(), stop.subscribe()).await;
         let of = shared.clone();
         service::reload_on_hangup(move || reload(&of, reread()?))?;
         service::ready();
         let result = tokio::select! {
-            result = run::run(shared.clone(), asked, dial, disks, guard_exe, stop) => result,
+            result = run::run(shared.clone(), asked, dial, disks, guard_exe, stop.subscribe()) => result,
             never = shared.watchdog.feed() => match never {},
             never = service::show_status(|| status(&shared)) => match never {},
         };
-        if result.is_ok() {
-            on_bus.await?;
-        }
+        // Also where it was refused: jobs are to clean up.
+        stop.send_replace(true);
+        on_bus.await?;
         info!("the agent stopped; tracking goes on");
         Ok(result?)
     });

@@ -23,11 +23,16 @@ use blxrep::wire::key::Agents;
 use blxrep::wire::tls::Identity;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use super::service;
+
+/// Agents' questions for checkpoints that are answered at once.
+const SHOWS_MAX: usize = 16;
+/// Every restore to an agent holds a thread for as long as it takes; admitting connections needs some as well.
+const BLOCKING_THREADS_MAX: usize = 4096;
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(
@@ -41,14 +46,17 @@ pub(crate) fn run(
     made.with_context(|| format!("the data directory {}", data_dir.display()))?;
     let _lock = DirLock::take(data_dir, "dispatcher.lock").context("the data directory")?;
     // A malformed agents file is found now, not when the first agent is turned away.
-    Agents::load(&config.agents_file)?;
+    Agents::load_if_there(&config.agents_file)?;
     let identity = Identity::load_or_create(data_dir)?;
     info!("certificate SHA-256 {}", identity.fingerprint());
     let (catalogue, renamed) = Catalogue::open(data_dir)?;
     if let Some(renamed) = renamed {
         warn!("the catalogue was damaged and is made anew; the old one is {}", renamed.display());
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(serve(config, identity, Arc::new(catalogue), reread));
     runtime.shutdown_timeout(service::SHUTDOWN_TIMEOUT);
     result
@@ -80,6 +88,7 @@ async fn serve(
         registry: registry.clone(),
         data_dir: config.data_dir.clone(),
         acceptor: identity.acceptor()?,
+        shows: Semaphore::new(SHOWS_MAX),
         fetches: Fetches::default(),
     });
     info!("the dispatcher listens on {address}");
@@ -88,15 +97,16 @@ async fn serve(
         data_dir: config.data_dir.clone(),
         runtime: Handle::current(),
     };
-    let on_bus = service::go_on_bus(Arc::new(control), house.checkpoints.subscribe(), stop.clone()).await;
+    let on_bus = service::go_on_bus(Arc::new(control), house.checkpoints.subscribe(), stop.subscribe()).await;
     let of = house.clone();
     service::reload_on_hangup(move || reload(&config, &of, reread()?))?;
     service::ready();
     let result = tokio::select! {
-        result = server.run(listener, stop) => result,
+        result = server.run(listener, stop.subscribe()) => result,
         never = house.watchdog.feed() => match never {},
         never = service::show_status(|| status(&registry, address)) => match never {},
     };
+    stop.send_replace(true);
     on_bus.await?;
     spawn_blocking(move || registry.stop()).await?;
     info!("the dispatcher stopped");

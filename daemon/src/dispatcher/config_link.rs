@@ -12,13 +12,14 @@ use tracing::{info, warn};
 use super::fetch::Refusal;
 use super::registry::{DISKS_MAX, Place, Registry, Seen};
 use super::server::{Server, turned};
+use super::session::check_device_name;
 use crate::clock::unix_ms;
 use crate::ids::AgentId;
 use crate::message_id::AGENT_LOST;
 use crate::restore;
 use crate::store::catalogue::{AgentEntry, CatalogueError};
 use crate::wire::frame::{decode_message, encode_message};
-use crate::wire::message::{Answer, ConfigDown, ConfigUp, QUESTIONS_MAX, Question, ROWS_MAX, cut_text};
+use crate::wire::message::{Answer, ConfigDown, ConfigUp, QUESTIONS_MAX, Question, ROWS_MAX, clean_text};
 use crate::wire::pump::{OUTBOUND_MAX_FRAMES, pump};
 use crate::wire::socket::ServerSocket;
 
@@ -38,7 +39,15 @@ pub(super) async fn serve(server: &Arc<Server>, socket: ServerSocket, mut place:
     let mut pumping = JoinSet::new();
     pumping.spawn(pump(socket, outbound, deliver));
     let agent = place.agent.clone();
-    let mut link = Link { server, agent: agent.clone(), peer, out, answering: JoinSet::new() };
+    let mut link = Link {
+        server,
+        agent: agent.clone(),
+        peer,
+        out,
+        answering: JoinSet::new(),
+        greeted: false,
+        described: false,
+    };
     let end = loop {
         let handled = tokio::select! {
             end = pumping.join_next() => break end.and_then(Result::ok).map_or(String::new(), |end| end.to_string()),
@@ -51,7 +60,13 @@ pub(super) async fn serve(server: &Arc<Server>, socket: ServerSocket, mut place:
             break reason;
         }
     };
-    warn!(MESSAGE_ID = AGENT_LOST, AGENT = %agent, "agent {agent} ({peer}) is gone: {end}");
+    // The place is free before anything waits for a disk: the agent may be knocking already.
+    drop(place);
+    if server.registry.is_stopping() {
+        info!(AGENT = %agent, "agent {agent} ({peer}) is let go");
+    } else {
+        warn!(MESSAGE_ID = AGENT_LOST, AGENT = %agent, "agent {agent} ({peer}) is gone: {end}");
+    }
     let registry = server.registry.clone();
     let _ = spawn_blocking(move || note_agent(&registry, &agent, None)).await;
 }
@@ -62,6 +77,8 @@ struct Link<'a> {
     peer: SocketAddr,
     out: mpsc::Sender<Vec<u8>>,
     answering: JoinSet<()>,
+    greeted: bool,
+    described: bool,
 }
 
 impl Link<'_> {
@@ -76,17 +93,29 @@ impl Link<'_> {
                 if disks.is_empty() || disks.len() > DISKS_MAX {
                     return Err(format!("an agent has 1 to {DISKS_MAX} disks, not {}", disks.len()));
                 }
+                if std::mem::replace(&mut self.greeted, true) {
+                    return Err("a second hello".to_owned());
+                }
+                for offer in &disks {
+                    check_device_name(&offer.device).map_err(|e| e.to_string())?;
+                }
                 let names: Vec<&str> = disks.iter().map(|offer| offer.device.as_str()).collect();
-                let version = cut_text(software.escape_default().to_string());
-                let (peer, boot_id) = (self.peer, boot_id.escape_default());
-                let names = names.join(", ").escape_default().to_string();
+                let version = clean_text(software);
+                let (peer, boot_id) = (self.peer, clean_text(boot_id));
+                let names = names.join(", ");
                 info!(AGENT = %agent, "agent {agent} ({peer}) with {names}; blxrep {version}, boot {boot_id}");
                 let paused = registry.offer(agent, version, disks);
                 // First: nothing of a paused disk is to be sent.
                 self.send(ConfigDown::Paused(paused)).await?;
                 self.send(ConfigDown::Welcome { session: token }).await
             }
+            ConfigUp::Footprint(_) if std::mem::replace(&mut self.described, true) => {
+                Err("a second footprint".to_owned())
+            }
             ConfigUp::Footprint(json) => self.footprint(&json).await,
+            ConfigUp::Paused(disks) if disks.len() > DISKS_MAX => {
+                Err(format!("an agent has at most {DISKS_MAX} disks to pause"))
+            }
             ConfigUp::Paused(disks) => {
                 registry.paused_by_agent(agent, &disks);
                 Ok(())
@@ -116,7 +145,7 @@ impl Link<'_> {
         let (registry, of) = (self.server.registry.clone(), self.agent.clone());
         let kept = spawn_blocking(move || note_agent(&registry, &of, Some(footprint))).await;
         if let Ok(Err(error)) = kept {
-            warn!(AGENT = %self.agent, "its footprint is not kept: {}", cut_text(error.to_string()));
+            warn!(AGENT = %self.agent, "its footprint is not kept: {}", clean_text(error.to_string()));
         }
         Ok(())
     }
@@ -139,6 +168,7 @@ async fn answer(
 ) {
     let answers = match question {
         Question::Show { disk, start, end } => {
+            let _turn = server.shows.acquire().await;
             let data_dir = server.data_dir.clone();
             spawn_blocking(move || show(data_dir, &agent, disk, start, end)).await.unwrap_or_default()
         }
@@ -146,7 +176,9 @@ async fn answer(
             let done = server.registry.sync(&agent, &disk).await.await;
             vec![match done {
                 Ok(Ok(id)) => Answer::Synced { id },
-                Ok(Err(problem)) => Answer::Refused { kind: problem.kind, reason: cut_text(problem.message) },
+                Ok(Err(problem)) => {
+                    Answer::Refused { kind: problem.kind, reason: clean_text(problem.message) }
+                }
                 Err(_) => {
                     let reason = "the connection of the disk broke meanwhile: try again".to_owned();
                     Answer::Refused { kind: ProblemKind::NotConnected, reason }
@@ -172,10 +204,10 @@ fn show(
         Ok(rows) => rows,
         Err(error) => {
             let Refusal { kind, reason, .. } = error.into();
-            return vec![Answer::Refused { kind, reason: cut_text(reason) }];
+            return vec![Answer::Refused { kind, reason: clean_text(reason) }];
         }
     };
-    rows.iter_mut().for_each(|row| row.note = cut_text(std::mem::take(&mut row.note)));
+    rows.iter_mut().for_each(|row| row.note = clean_text(std::mem::take(&mut row.note)));
     let mut answers: Vec<Answer> =
         rows.chunks(ROWS_MAX).map(|rows| Answer::Checkpoints { rows: rows.to_vec(), more: true }).collect();
     answers.push(Answer::Checkpoints { rows: Vec::new(), more: false });

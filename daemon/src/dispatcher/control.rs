@@ -70,7 +70,7 @@ impl Control for DispatcherControl {
             disks: 0,
         };
         // A file that cannot be read is told where agents connect.
-        for id in Agents::load(&self.registry.agents_file).unwrap_or_default().ids() {
+        for id in Agents::load_if_there(&self.registry.agents_file).unwrap_or_default().ids() {
             agents.entry(id.clone()).or_insert_with(|| unknown(id));
         }
         for (id, seen) in self.registry.seen() {
@@ -132,7 +132,7 @@ impl Control for DispatcherControl {
         let output = match output {
             Some(file) => Output::Open { file, name: target },
             None => {
-                check_target(&target)?;
+                check_target(&target, &self.data_dir)?;
                 Output::Path(target)
             }
         };

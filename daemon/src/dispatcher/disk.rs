@@ -20,7 +20,8 @@ use crate::message_id::{CHECKPOINT_FAILED, CHECKPOINT_FUZZY, DAMAGE_FOUND};
 use crate::status::{CheckpointAdded, DiskState, Newest, SharedDisk};
 use crate::store::StoreError;
 use crate::store::catalogue::Action;
-use crate::watchdog::{Pulse, SLOW_DISK_MAX};
+use crate::store::watched_files::WatchedFiles;
+use crate::watchdog::Pulse;
 use crate::wire::Endpoint;
 use crate::wire::frame::encode_message;
 use crate::wire::message::{ConfigDown, DiskDown};
@@ -72,13 +73,16 @@ impl DiskHandle {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn spawn(session: DiskSession, shown: Arc<SharedDisk>, house: Arc<House>) -> std::io::Result<Self> {
+    pub fn spawn(shown: Arc<SharedDisk>, house: Arc<House>) -> std::io::Result<Self> {
         let (queue, inbox) = mpsc::channel(QUEUE_MAX_FRAMES);
         let (agent, disk) = (shown.agent.clone(), shown.id.clone());
         let every = house.sync_every.subscribe();
         let schedule = Schedule::new(*every.borrow());
+        let pulse = house.watchdog.pulse(&format!("the thread of {agent}'s {disk}"));
+        let files = Arc::new(WatchedFiles::new(house.files.clone(), pulse.clone()));
+        let session = DiskSession::new(files, agent.clone(), disk.clone(), house.instance);
         let worker = Worker {
-            pulse: house.watchdog.pulse(&format!("the thread of {agent}'s {disk}")),
+            pulse,
             agent,
             disk,
             session,
@@ -215,10 +219,6 @@ impl Worker {
             self.early = Some(bytes.to_vec());
             return;
         }
-        if !self.ready {
-            // The first frame opens the store, and may have to recover it.
-            self.pulse.allow(SLOW_DISK_MAX);
-        }
         let result = self.session.frame(endpoint, bytes);
         self.take(result);
     }
@@ -255,17 +255,18 @@ impl Worker {
         match event {
             Event::Answer(endpoint, message) => self.answer(endpoint, &message),
             Event::Ready => self.ready = true,
-            Event::SyncFailed(reason) => self.sync_failed(reason),
+            Event::SyncFailed { reason, paused } => self.sync_failed(reason, paused),
             Event::Committed(checkpoint) => self.committed(&checkpoint),
         }
     }
 
-    fn sync_failed(&mut self, reason: String) {
+    fn sync_failed(&mut self, reason: String, paused: bool) {
         self.schedule.failed(self.began.elapsed());
+        let kind = if paused { ProblemKind::Paused } else { ProblemKind::Failed };
         for reply in self.ordered.drain(..) {
-            let _ = reply.send(Err(Problem::new(ProblemKind::Failed, format!("no checkpoint: {reason}"))));
+            let _ = reply.send(Err(Problem::new(kind, format!("no checkpoint: {reason}"))));
         }
-        if self.shown.pause.is_paused() {
+        if paused {
             return info!(AGENT = %self.agent, DISK = %self.disk, "no checkpoint: {reason}");
         }
         warn!(

@@ -21,7 +21,7 @@ use crate::ids::AgentId;
 use crate::restore::{Chosen, Missing, RestoreError};
 use crate::run::Run;
 use crate::wire::frame::{Area, decode_message, encode_data, encode_message};
-use crate::wire::message::{DAMAGE_MAX_LINES, NAME_MAX_BYTES, RestoreDown, RestoreUp, cut_text};
+use crate::wire::message::{DAMAGE_MAX_LINES, NAME_MAX_BYTES, RestoreDown, RestoreUp, clean_text};
 use crate::wire::pump::{OUTBOUND_MAX_FRAMES, pump};
 use crate::wire::socket::ServerSocket;
 
@@ -110,7 +110,7 @@ impl From<RestoreError> for Refusal {
             }
             (_, RestoreError::Damaged(found)) => {
                 let mut damage: Vec<String> =
-                    found.iter().take(DAMAGE_MAX_LINES).map(|d| cut_text(d.to_string())).collect();
+                    found.iter().take(DAMAGE_MAX_LINES).map(|d| clean_text(d.to_string())).collect();
                 if let (more @ 1.., Some(last)) =
                     (found.len().saturating_sub(DAMAGE_MAX_LINES), damage.last_mut())
                 {
@@ -150,7 +150,7 @@ fn answer(agent: &AgentId, out: &mpsc::Sender<Vec<u8>>, result: Result<(), Refus
         Err(Refusal { kind, reason, damage }) => {
             let lines: String = damage.iter().map(|line| format!("\n{line}")).collect();
             warn!(AGENT = %agent, "a fetch was refused: {reason}{lines}");
-            RestoreDown::Refused { kind, reason: cut_text(reason), damage }
+            RestoreDown::Refused { kind, reason: clean_text(reason), damage }
         }
     };
     let _ = send(out, encode_message(&last).unwrap_or_default());

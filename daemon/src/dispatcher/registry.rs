@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,19 +12,19 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::error;
 
 use super::disk::{DiskHandle, Input};
-use super::session::DiskSession;
 use crate::checkpoint::chain;
+use crate::geometry::Geometry;
 use crate::ids::{AgentId, CheckpointId, DiskId, Epoch};
 use crate::message_id::DAMAGE_FOUND;
 use crate::pause::{PauseError, Pauses};
 use crate::status::{CheckpointAdded, DiskStatus, Newest, SharedDisk};
-use crate::store::StoreError;
 use crate::store::catalogue::{AgentEntry, Catalogue};
 use crate::store::files::Files;
 use crate::store::handle::Dir;
 use crate::store::layout::Paths;
+use crate::store::{StoreError, cst};
 use crate::watchdog::Watchdog;
-use crate::wire::message::{ConfigDown, DiskOffer};
+use crate::wire::message::{ConfigDown, DiskOffer, clean_text};
 
 /// The most disks one agent may offer.
 pub const DISKS_MAX: usize = 128;
@@ -87,7 +88,7 @@ pub struct Seen {
 impl From<&AgentEntry> for Seen {
     fn from(entry: &AgentEntry) -> Self {
         let hostname = entry.footprint.get("hostname").and_then(|name| name.as_str());
-        Self { hostname: hostname.unwrap_or_default().to_owned(), last_unix_ms: entry.last_seen_unix_ms }
+        Self { hostname: clean_text(hostname.unwrap_or_default()), last_unix_ms: entry.last_seen_unix_ms }
     }
 }
 
@@ -105,6 +106,7 @@ pub struct Registry {
     /// The file of the agents that may connect.
     pub agents_file: PathBuf,
     pauses: Pauses,
+    stopping: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -142,7 +144,7 @@ pub struct Admitted {
 impl Registry {
     /// Nobody connected.
     pub fn new(house: Arc<House>, agents_file: PathBuf, pauses: Pauses) -> Self {
-        Self { house, agents_file, pauses, state: Mutex::default() }
+        Self { house, agents_file, pauses, stopping: AtomicBool::new(false), state: Mutex::default() }
     }
 
     /// Takes in what is known of an agent.
@@ -169,11 +171,13 @@ impl Registry {
         }
         for agent in chain::agents(&dir)? {
             for disk in chain::disks(&dir, &agent)? {
-                let chain = chain::load(&dir, &Paths::new(agent.clone(), disk.clone()))?;
+                let owner = Paths::new(agent.clone(), disk.clone());
+                let chain = chain::load(&dir, &owner)?;
                 let Some(newest) = chain.newest().map(|member| &member.checkpoint) else { continue };
                 let (device, size_bytes) = (newest.device.clone(), newest.geometry.size_bytes());
                 let mut status = DiskStatus::new(agent.clone(), disk.clone(), device, size_bytes);
-                (status.newest, status.dirty_bytes) = (Some(Newest::from(newest)), 0);
+                status.newest = Some(Newest::from(newest));
+                status.dirty_bytes = exposed_bytes(&dir, &owner, newest.geometry);
                 if let Some((damage, _)) = &chain.broken {
                     error!(MESSAGE_ID = DAMAGE_FOUND, AGENT = %agent, DISK = %disk, "{damage}");
                     status.last_error = Some(damage.to_string());
@@ -184,10 +188,9 @@ impl Registry {
         Ok(())
     }
 
-    fn know(&self, state: &mut State, mut status: DiskStatus) -> Arc<SharedDisk> {
+    fn know(&self, state: &mut State, status: DiskStatus) -> Arc<SharedDisk> {
         let key = (status.agent.clone(), status.disk.clone());
         let known = state.disks.entry(key).or_insert_with_key(|(agent, disk)| {
-            status.sync_every = Some(*self.house.sync_every.borrow());
             let shown = Arc::new(SharedDisk::new(status));
             shown.set_paused_by_dispatcher(self.pauses.contains(agent, disk));
             Known { shown, handle: None }
@@ -216,6 +219,12 @@ impl Registry {
     /// Remembers the disks an agent offers in this session; gives those of the agent that are paused here.
     pub fn offer(&self, agent: &AgentId, version: String, disks: Vec<DiskOffer>) -> Vec<DiskId> {
         let mut state = self.state();
+        // What is neither stored nor offered any more is forgotten.
+        state.disks.retain(|(of, disk), known| {
+            of != agent
+                || known.shown.status().newest.is_some()
+                || disks.iter().any(|offer| offer.disk == *disk)
+        });
         for offer in &disks {
             let size_bytes = offer.geometry.size_bytes();
             let status = DiskStatus::new(agent.clone(), offer.disk.clone(), offer.device.clone(), size_bytes);
@@ -251,8 +260,10 @@ impl Registry {
         let changed = self.pauses.set(disks, pause)?;
         let state = self.state();
         for known in changed.iter().filter_map(|key| state.disks.get(key)) {
-            known.shown.set_paused_by_dispatcher(pause);
-            known.tell_resumed(!pause);
+            // Not `pause`: another order may have overtaken this one since.
+            let paused = self.pauses.contains(&known.shown.agent, &known.shown.id);
+            known.shown.set_paused_by_dispatcher(paused);
+            known.tell_resumed(!paused);
         }
         for (agent, session) in &state.sessions {
             if changed.iter().any(|(of, _)| of == agent) {
@@ -298,9 +309,7 @@ impl Registry {
     }
 
     fn start(&self, shown: &Arc<SharedDisk>) -> std::io::Result<DiskHandle> {
-        let House { files, instance, .. } = &*self.house;
-        let session = DiskSession::new(files.clone(), shown.agent.clone(), shown.id.clone(), *instance);
-        DiskHandle::spawn(session, shown.clone(), self.house.clone())
+        DiskHandle::spawn(shown.clone(), self.house.clone())
     }
 
     /// The agents that are connected.
@@ -310,8 +319,9 @@ impl Registry {
 
     /// How every disk is doing that is stored or was seen since the dispatcher started.
     pub fn disks(&self) -> Vec<DiskStatus> {
-        let mut disks: Vec<_> =
-            self.state().disks.values().map(|known| known.shown.status().clone()).collect();
+        let sync_every = Some(*self.house.sync_every.borrow());
+        let of = |known: &Known| DiskStatus { sync_every, ..known.shown.status().clone() };
+        let mut disks: Vec<_> = self.state().disks.values().map(of).collect();
         disks.sort_by(|a, b| (&a.agent, &a.disk).cmp(&(&b.agent, &b.disk)));
         disks
     }
@@ -342,8 +352,14 @@ impl Registry {
         }
     }
 
+    /// Whether the dispatcher ends.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
     /// Ends every session and every disk's thread, everything received made durable. Blocks: not for async threads.
     pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
         for agent in self.agents().keys() {
             self.cut(agent);
         }
@@ -364,4 +380,11 @@ impl Known {
             let _ = handle.queue.try_send(Input::Resumed);
         }
     }
+}
+
+/// What the journal of the next checkpoint says of changes; where it cannot be read, the disk's thread will say why.
+fn exposed_bytes(dir: &Dir, owner: &Paths, geometry: Geometry) -> u64 {
+    let journal = dir.open_existing(&owner.next_cst(), false).ok().flatten();
+    let journal = journal.and_then(|file| cst::read(&file, owner, None).ok().flatten());
+    journal.map_or(0, |journal| journal.reported.len() << geometry.block_shift())
 }

@@ -36,6 +36,8 @@ pub struct Server {
     pub data_dir: PathBuf,
     /// TLS.
     pub acceptor: TlsAcceptor,
+    /// Questions for checkpoints that are answered at once; each reads a whole chain.
+    pub shows: Semaphore,
     /// The restores to agents.
     pub fetches: Fetches,
 }

@@ -21,7 +21,7 @@ use crate::store::files::Files;
 use crate::tracker::{Claim, Gap};
 use crate::wire::Endpoint;
 use crate::wire::frame::{Area, Frame, FrameError, decode, decode_message};
-use crate::wire::message::{DIGESTS_MAX, DiskDown, DiskUp, Plan, cut_text};
+use crate::wire::message::{DIGESTS_MAX, DiskDown, DiskUp, Plan, clean_text};
 
 /// The most bytes an agent may send ahead of acknowledgements.
 const WINDOW_BYTES: u32 = 48 << 20;
@@ -48,7 +48,7 @@ pub enum SessionError {
 impl SessionError {
     /// The last message of the connection.
     pub fn to_message(&self) -> DiskDown {
-        DiskDown::Refused { reason: cut_text(self.to_string()), lasting: matches!(self, Self::Lasting(_)) }
+        DiskDown::Refused { reason: clean_text(self.to_string()), lasting: matches!(self, Self::Lasting(_)) }
     }
 }
 
@@ -62,7 +62,12 @@ pub enum Event {
     /// A checkpoint was committed.
     Committed(Box<Checkpoint>),
     /// An ordered sync failed.
-    SyncFailed(String),
+    SyncFailed {
+        /// Why.
+        reason: String,
+        /// Because the disk is paused: nothing is wrong.
+        paused: bool,
+    },
 }
 
 struct Attachment {
@@ -321,6 +326,11 @@ impl DiskSession {
                 store.put_changed(&extents)?;
                 if store.unsynced_bytes() >= SYNC_EVERY_BYTES { self.flush() } else { Ok(Vec::new()) }
             }
+            (Endpoint::Snapshot, DiskUp::WantDigests { .. } | DiskUp::WantHashes { .. })
+                if !attachment.scanning =>
+            {
+                Err(SessionError::Protocol("hashes are only asked for in a copy or compare".to_owned()))
+            }
             (Endpoint::Snapshot, DiskUp::WantDigests { first_group, count }) => {
                 if count > DIGESTS_MAX || first_group.saturating_add(u64::from(count)) > geometry.groups() {
                     return Err(SessionError::Protocol(
@@ -353,10 +363,12 @@ impl DiskSession {
                     ));
                 }
                 let (device, epoch) = (attachment.device.clone(), attachment.epoch);
-                let note = cut_text(note);
+                let note = clean_text(note);
                 self.commit(Seal { id, device, geometry, consistency, time_unix_ms, freeze_ms, epoch, note })
             }
-            (Endpoint::Live, DiskUp::SyncFailed { reason }) => Ok(vec![Event::SyncFailed(cut_text(reason))]),
+            (Endpoint::Live, DiskUp::SyncFailed { reason, paused }) => {
+                Ok(vec![Event::SyncFailed { reason: clean_text(reason), paused }])
+            }
             (endpoint, _) => {
                 Err(SessionError::Protocol(format!("a message that does not belong on {endpoint}")))
             }
@@ -381,7 +393,7 @@ fn not_attached() -> SessionError {
     SessionError::Protocol("the disk is not attached".to_owned())
 }
 
-fn check_device_name(device: &str) -> Result<(), SessionError> {
+pub(super) fn check_device_name(device: &str) -> Result<(), SessionError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '!');
     if device.is_empty() || device.len() > 64 || !device.chars().all(plain) {
         return Err(SessionError::Protocol("a device name that is none".to_owned()));

@@ -7,7 +7,6 @@
 //! from then on, and what the caller hands in stays the caller's until the dispatcher has committed the checkpoint.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::frost::Frost;
@@ -97,11 +96,6 @@ pub struct Taken {
     pub after: BlockSet,
 }
 
-/// Held by the disk whose file systems are to be frozen. The state directory can lie on them: a thread of another disk
-/// that waits there to write its own freeze record cannot be killed, the agent would not be gone before the thaw, and the
-/// guard, which thaws when it is gone, would wait for its deadline.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
 /// Takes a checkpoint's last blocks: `to_send` and what the tracker has seen change since.
 ///
 /// A freeze that does not come about, or ends too early, is no error but costs the class; `note` says why. Hooks of
@@ -115,7 +109,6 @@ pub fn final_pass(
     reader: &mut dyn BlockReader,
     to_send: &BlockSet,
 ) -> Result<Outcome, FinalPassError> {
-    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut memory = Memory::take(job.budget_bytes).ok_or(FinalPassError::Memory(job.budget_bytes))?;
     let mut pass = Pass { job, notes: Vec::new(), hooks: HookReport::default(), prepared: 0 };
     let topology = pass.topology();

@@ -7,6 +7,7 @@
 //! What must never happen here: a file system that stays frozen. Everything is bounded in time, and whoever dies,
 //! somebody is left who thaws.
 
+pub mod alone;
 mod devices;
 pub mod final_pass;
 mod frost;

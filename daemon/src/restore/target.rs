@@ -99,6 +99,11 @@ impl Target {
             )),
             _ => RestoreError::output(&path, "open it", e),
         })?;
+        // Asked of what is open: the name may mean something else by now.
+        let kind = file.metadata().map_err(|e| RestoreError::output(&path, "look at it", e))?.file_type();
+        if !kind.is_block_device() {
+            return Err(RestoreError::Usage(format!("{} is no block device any more", path.display())));
+        }
         Self::new(file, path, Kind::Device).large_enough(size_bytes)
     }
 

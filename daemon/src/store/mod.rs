@@ -22,6 +22,7 @@ pub mod layout;
 mod recover;
 pub mod sum;
 pub mod view;
+pub mod watched_files;
 
 #[cfg(test)]
 pub(crate) mod life_tests;

@@ -160,13 +160,24 @@ impl Agents {
     /// Reads an agents file; one that is not there holds no agents.
     ///
     /// # Errors
+    /// As [`Self::load`], but for that.
+    pub fn load_if_there(path: &Path) -> Result<Self, KeyError> {
+        match Self::load(path) {
+            Err(KeyError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            other => other,
+        }
+    }
+
+    /// Reads an agents file. One that is not there is an error: it may be about to be replaced, and that is no reason to
+    /// cut everybody off.
+    ///
+    /// # Errors
     /// When it cannot be read, or a line is malformed (then no line counts).
     pub fn load(path: &Path) -> Result<Self, KeyError> {
-        let text = match read_bounded(path, AGENTS_MAX_BYTES) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(source) => return Err(KeyError::File { path: path.to_owned(), source }),
-        };
+        let text = read_bounded(path, AGENTS_MAX_BYTES)
+            .map_err(|source| KeyError::File { path: path.to_owned(), source })?;
         Self::parse(&text).map_err(|line| KeyError::Line { path: path.to_owned(), line })
     }
 
@@ -218,7 +229,7 @@ impl Agents {
 /// # Errors
 /// When the agent is there already, a line of the file is malformed, or it cannot be written.
 pub fn enroll(agents_file: &Path, key: &AgentKey, may_restore: bool) -> Result<(), KeyError> {
-    if Agents::load(agents_file)?.contains(&key.agent) {
+    if Agents::load_if_there(agents_file)?.contains(&key.agent) {
         return Err(KeyError::Enrolled { path: agents_file.to_owned(), agent: key.agent.clone() });
     }
     let write = || -> io::Result<()> {

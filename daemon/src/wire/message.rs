@@ -34,9 +34,15 @@ pub const NAME_MAX_BYTES: usize = 128;
 /// The most lines of damage in [`RestoreDown::Refused`].
 pub const DAMAGE_MAX_LINES: usize = 100;
 
-/// Cuts a text to [`TEXT_MAX_BYTES`] at a character's border.
-pub fn cut_text(mut text: String) -> String {
+/// Makes a text fit for a message, a log line, the bus and a terminal: cut to [`TEXT_MAX_BYTES`] at a character's border,
+/// and without control characters. What the other side sent goes through here as well.
+pub fn clean_text(text: impl Into<String>) -> String {
+    let mut text: String = text.into();
     text.truncate(text.floor_char_boundary(TEXT_MAX_BYTES));
+    if text.contains(char::is_control) {
+        text = text.replace('\n', "; ").replace(char::is_control, "\u{fffd}");
+        text.truncate(text.floor_char_boundary(TEXT_MAX_BYTES));
+    }
     text
 }
 
@@ -188,6 +194,8 @@ pub enum DiskUp {
     SyncFailed {
         /// Why, a sentence.
         reason: String,
+        /// Because the disk is paused: nothing is wrong.
+        paused: bool,
     },
 }
 

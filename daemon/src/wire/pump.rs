@@ -17,6 +17,8 @@ use super::socket::{DEAD_AFTER, PING_INTERVAL};
 pub const OUTBOUND_MAX_FRAMES: usize = 4;
 /// How long the last frames and the closing handshake may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest one frame may take to be sent. Whoever takes nothing for so long must not hold up who sends to others.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,9 @@ pub enum PumpEnd {
     /// Nothing arrived for too long.
     #[error("nothing was heard for {} s", DEAD_AFTER.as_secs())]
     Silent,
+    /// The other side takes nothing.
+    #[error("the other side took nothing for {} s", STALLED_AFTER.as_secs())]
+    Stalled,
     /// Something arrived that is not a binary frame.
     #[error("a text frame, where only binary ones are spoken")]
     Text,
@@ -92,8 +97,10 @@ where
             },
             _ = pings.tick() => Message::Ping(Bytes::new()),
         };
-        if let Err(error) = sink.send(message).await {
-            return error.into();
+        match timeout(STALLED_AFTER, sink.send(message)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return error.into(),
+            Err(_) => return PumpEnd::Stalled,
         }
     }
 }
