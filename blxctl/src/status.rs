@@ -238,7 +238,7 @@ impl Report {
         if !problems.is_empty() {
             out.push_str(&format!("\nto do:\n{problems}"));
         }
-        if self.disks.is_empty() {
+        if self.disks.is_empty() && problems.is_empty() {
             let advice = match self.role {
                 Role::Dispatcher => "let an agent connect: 'blxrep enroll --help'",
                 Role::Agent => "see 'journalctl -u blxrep-agent'",

@@ -256,13 +256,15 @@ fn what_runs_is_shown() {
 
 #[test]
 fn nothing_to_protect_needs_attention() {
-    assert_snapshot!(text(&dispatcher(Vec::new())), @r"
+    let mut nobody = dispatcher(Vec::new());
+    nobody[0].agents.clear();
+    assert_snapshot!(text(&nobody), @r"
     no disks: nothing is protected
 
     to do:
       let an agent connect: 'blxrep enroll --help'
     ");
-    assert_eq!(exit(&dispatcher(Vec::new())), Some(Exit::Attention));
+    assert_eq!(exit(&nobody), Some(Exit::Attention));
 }
 
 #[test]
@@ -295,6 +297,7 @@ fn for_programs() {
     {
       "daemons": [
         {
+          "agents_without_disks": [],
           "bus_name": "org.blxrep.Dispatcher",
           "disks": [
             {

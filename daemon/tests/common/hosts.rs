@@ -16,6 +16,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
+use blxrep::bitmap::Extent;
+use blxrep::geometry::Geometry;
+use blxrep::reader::pack;
 use serde_json::Value;
 
 use super::lab::{mortal, run, wait_for};
@@ -84,7 +87,7 @@ impl Disk {
         Self { name: path.trim_start_matches("/dev/").to_owned(), path, _open: open }
     }
 
-    fn new(file: &Path, size_mib: u64) -> Self {
+    pub fn new(file: &Path, size_mib: u64) -> Self {
         File::create(file).unwrap().set_len(size_mib << 20).unwrap();
         Self::over(file)
     }
@@ -407,6 +410,37 @@ impl Pair {
         let more = (self.overhead_bytes() - overhead_bytes) >> 20;
         eprintln!("{what}: {more} MiB more than changed");
         assert!(more < 50, "{what}: {more} MiB more than changed");
+    }
+
+    /// Bytes that one full copy of both disks takes on the wire.
+    pub fn copy_bytes(&self) -> u64 {
+        let copy_of = |disk: &Disk| {
+            let first = self.checkpoints(disk)[0]["checkpoint"].as_str().unwrap().to_owned();
+            let restore =
+                format!("blxrep dispatcher restore {DATA} --disk {} --checkpoint {first}", disk.name);
+            self.dispatcher.run(&format!("{restore} --output /shared/first.img"));
+            let path = self.shared.join("first.img");
+            let image = fs::read(&path).unwrap();
+            fs::remove_file(path).unwrap();
+            let geometry = Geometry::new(image.len() as u64, 12).unwrap();
+            let groups = (0..geometry.groups()).map(|group| geometry.group_extent(group));
+            let runs = groups.flat_map(|(first, count)| {
+                let (offset, len) = geometry.range(first, count);
+                pack(Extent { first, count }, &image[offset as usize..(offset + len) as usize], geometry)
+            });
+            runs.map(|run| run.encoded_len() as u64).sum::<u64>()
+        };
+        self.disks().into_iter().map(copy_of).sum()
+    }
+
+    /// Fails if more was sent than one full copy takes.
+    pub fn assert_one_copy(&self, sent_bytes: u64) {
+        let copy_bytes = self.copy_bytes();
+        eprintln!("{} MiB were sent, one copy takes {} MiB", sent_bytes >> 20, copy_bytes >> 20);
+        assert!(
+            sent_bytes < copy_bytes + copy_bytes / 8 + (6 << 20),
+            "{sent_bytes} bytes for a copy of {copy_bytes}"
+        );
     }
 
     /// Waits until a disk has so many checkpoints more than now.

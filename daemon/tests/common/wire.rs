@@ -54,6 +54,8 @@ pub async fn session(dial: &Dial, disk: &str, geometry: Geometry) -> (ClientSock
     let disks = vec![DiskOffer { disk: disk.parse().unwrap(), device: disk.to_owned(), geometry }];
     let hello = ConfigUp::Hello { software: "test".into(), boot_id: "x".into(), disks };
     send(&mut config, encode_message(&hello).unwrap()).await;
+    let paused: ConfigDown = decode_message(&next(&mut config).await.unwrap()).unwrap();
+    assert_eq!(paused, ConfigDown::Paused(Vec::new()), "before the welcome");
     let welcome = decode_message(&next(&mut config).await.unwrap()).unwrap();
     let ConfigDown::Welcome { session } = welcome else { panic!("{welcome:?}") };
     (config, session)

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::hosts::{Host, Pair};
+use super::hosts::{Disk, Host, Pair};
 use super::lab::{run, wait_for};
 
 const MANAGER: &str = "org.blxrep.Dispatcher /org/blxrep/Manager org.blxrep.Manager";
@@ -91,8 +91,29 @@ fn checkpoints_come_back_by_every_way_a_person_may_take() {
             String::from_utf8_lossy(&again.stderr)
         );
     }
+    onto_a_device(&pair);
     asked_now(&pair);
     damage_is_found(&pair);
+}
+
+/// A device that the caller opens, under the dispatcher's sandbox; the daemon by itself may not.
+fn onto_a_device(pair: &Pair) {
+    let (dispatcher, disk) = (&pair.dispatcher, &pair.data.name);
+    let spare = Disk::new(&pair.shared.join("spare"), 320);
+    let number = fs::read_to_string(format!("/sys/class/block/{}/dev", spare.name)).unwrap();
+    dispatcher.run(&format!("mknod -m 600 {} b {}", spare.path, number.trim().replace(':', " ")));
+    let id = newest(pair, dispatcher, disk);
+    let call =
+        format!("busctl call {MANAGER} Restore 'sssa{{sv}}' web1 {id} {} 1 disk s {disk} 2>&1", spare.path);
+    let refused = dispatcher.run(&format!("{call} || true"));
+    assert!(refused.contains("blxctl restore"), "{refused}");
+    dispatcher.run(&format!("blxctl restore --agent web1 --disk {disk} {id} {}", spare.path));
+    run("cmp", &[&spare.path, pair.shared.join(format!("{disk}-{id}")).to_str().unwrap()]);
+    let store = format!(
+        "busctl call {MANAGER} Restore 'sssa{{sv}}' web1 {id} /var/lib/blxrep-dispatcher/paused 1 disk s {disk} 2>&1"
+    );
+    assert!(dispatcher.run(&format!("{store} || true")).contains("*.img"), "into the store");
+    fs::remove_file(pair.shared.join("spare")).unwrap();
 }
 
 /// Property changes of a job come at most twice a second, and its end is told with details.

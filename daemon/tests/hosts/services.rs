@@ -43,6 +43,11 @@ fn a_wrong_configuration_is_named_and_not_tried_again() {
     agent.run(&format!("systemctl daemon-reload && systemctl start {AGENT}"));
     assert_eq!(agent.run("stat -c '%a %U' /run/credentials/blxrep-agent.service/key"), "400 root");
     pair.dispatcher.run(&format!("systemctl start {DISPATCHER}"));
+    for (unit, threshold) in [(AGENT, 50), (DISPATCHER, 15)] {
+        let unit = format!("{unit}.service");
+        agent.run(&format!("systemd-analyze verify --man=no --recursive-errors=no {unit}"));
+        agent.run(&format!("systemd-analyze security --no-pager --threshold={threshold} {unit}"));
+    }
     wait_for("the agent to connect", 30, || agent.journal(AGENT).contains("connected to"));
 }
 
@@ -57,6 +62,10 @@ fn a_restart_a_stop_or_a_death_of_either_daemon_misses_nothing() {
     stops_soon(agent, AGENT);
     sleep(Duration::from_secs(1));
     stops_soon(dispatcher, DISPATCHER);
+    for (host, unit) in [(agent, AGENT), (dispatcher, DISPATCHER)] {
+        sleep(Duration::from_secs(1));
+        dies(host, unit);
+    }
     assert!(pair.checkpoints(&pair.root).is_empty(), "the full copy was done before it was interrupted");
     pair.configure_agent("");
     agent.run(&format!("systemctl restart {AGENT}"));
@@ -83,10 +92,7 @@ fn a_restart_a_stop_or_a_death_of_either_daemon_misses_nothing() {
     assert!(nothing_missed >= 3, "only {nothing_missed} of 6 times nothing was missed at a restart");
     stops_soon(dispatcher, DISPATCHER);
     for (host, unit) in [(agent, AGENT), (dispatcher, DISPATCHER)] {
-        host.run(&format!("systemctl kill -s KILL {unit}"));
-        wait_for("systemd to start it again", 30, || {
-            host.unit(unit, "NRestarts") == "1" && host.unit(unit, "ActiveState") == "active"
-        });
+        dies(host, unit);
         for disk in pair.disks() {
             pair.more_checkpoints(disk, 2, 60);
         }
@@ -95,6 +101,16 @@ fn a_restart_a_stop_or_a_death_of_either_daemon_misses_nothing() {
     for disk in pair.disks() {
         pair.compare_newest(disk, 2);
     }
+}
+
+/// Kills a daemon; systemd must start it again.
+fn dies(host: &Host, unit: &str) {
+    let restarts = || host.unit(unit, "NRestarts").parse::<u32>().unwrap();
+    let before = restarts();
+    host.run(&format!("systemctl kill -s KILL {unit}"));
+    wait_for("systemd to start it again", 30, || {
+        restarts() == before + 1 && host.unit(unit, "ActiveState") == "active"
+    });
 }
 
 /// Stops a unit, which must not take long, and starts it again.
