@@ -115,3 +115,33 @@ pub(crate) fn check_target(target: &Path, own: &Path) -> Result<(), Problem> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends so")]
+
+    use super::*;
+
+    #[test]
+    fn a_target_is_new_and_not_a_part_of_the_store() {
+        let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::create_dir_all(own.path().join("snapshot/web1")).unwrap();
+        std::fs::write(other.path().join("there"), "x").unwrap();
+        std::os::unix::fs::symlink(own.path().join("snapshot"), other.path().join("link")).unwrap();
+        let check = |path: std::path::PathBuf| check_target(&path, own.path());
+        check(other.path().join("new")).unwrap();
+        check(own.path().join("web1.img")).unwrap();
+        for (path, says) in [
+            (other.path().join("there"), "not overwritten"),
+            (own.path().join("paused"), "*.img"),
+            (own.path().join("snapshot/web1/x.img"), "*.img"),
+            (other.path().join("link/web1/x.img"), "*.img"),
+            (other.path().join("none/x.img"), "its directory"),
+            ("x.img".into(), "absolute"),
+        ] {
+            let problem = check(path.clone()).unwrap_err();
+            assert_eq!(problem.kind, ProblemKind::InvalidArgument);
+            assert!(problem.message.contains(says), "{path:?}: {problem}");
+        }
+    }
+}

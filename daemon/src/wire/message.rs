@@ -310,3 +310,17 @@ pub enum RestoreDown {
 pub fn is_fresh(gap: Option<Gap>) -> bool {
     gap == Some(Gap::NewTracker)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_of_the_other_side_ends_a_line_a_terminal_or_a_bus_connection() {
+        assert_eq!(clean_text("all is well: ä"), "all is well: ä");
+        assert_eq!(clean_text("sd\0a\x1b[2J\nAGENT=web2"), "sd\u{fffd}a\u{fffd}[2J; AGENT=web2");
+        for long in ["ä".repeat(5000), "\x07".repeat(5000), "\n".repeat(999)] {
+            assert!(clean_text(long).len() <= TEXT_MAX_BYTES);
+        }
+    }
+}
