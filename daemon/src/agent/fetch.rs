@@ -121,7 +121,10 @@ pub fn fetch(
         RestoreDown::Begin { checkpoint, verify_bytes } => (checkpoint, verify_bytes),
         other => return Err(unexpected(other)),
     };
-    if checkpoint.agent != dial.key.agent || wanted.is_some_and(|id| id != checkpoint.id) {
+    if checkpoint.agent != dial.key.agent {
+        return Err(FetchError::broken("the dispatcher sent a checkpoint of another agent"));
+    }
+    if wanted.is_some_and(|id| id != checkpoint.id) {
         return Err(FetchError::broken("the dispatcher sent another checkpoint than was asked for"));
     }
     checkpoint.note = clean_text(checkpoint.note);

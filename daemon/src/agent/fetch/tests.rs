@@ -358,3 +358,14 @@ fn a_faulty_target_is_found_by_reading_back() {
     assert!(matches!(error, FetchError::Restore(RestoreError::ReadBack { block: 256, .. })), "{error}");
     assert_eq!(fs::metadata(&given).unwrap().len(), 0);
 }
+
+#[test]
+fn another_checkpoint_than_was_asked_for_is_not_taken() {
+    let lab = Lab::new();
+    lab.serve(good(), Then::Wait);
+    let (disk, output) = (Some("sda".into()), Output::Path(lab.path()));
+    let request = FetchRequest { disk, checkpoint: "20200101000000".into(), output };
+    let error = fetch(&lab.dial, [7; 16], request, lab.runtime.handle(), GO_ON).unwrap_err();
+    assert!(error.to_string().contains("another checkpoint"), "{error}");
+    assert!(!lab.path().exists());
+}
