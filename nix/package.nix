@@ -3,6 +3,7 @@
   lib,
   rustPlatform,
   llvmPackages,
+  installShellFiles,
   libbpf,
   linuxHeaders,
 }:
@@ -33,7 +34,10 @@ rustPlatform.buildRustPackage {
   cargoLock.lockFile = ../Cargo.lock;
 
   # clang compiles the BPF object (ebpf/build.rs); ring and zstd need a C compiler, which stdenv has.
-  nativeBuildInputs = [ llvmPackages.clang ];
+  nativeBuildInputs = [
+    llvmPackages.clang
+    installShellFiles
+  ];
   env.BLXREP_BPF_CFLAGS = "-I${lib.getDev libbpf}/include -I${linuxHeaders}/include";
   # The wrapped clang adds these by itself, and the target bpf knows neither.
   hardeningDisable = [
@@ -54,6 +58,18 @@ rustPlatform.buildRustPackage {
     install -D -m 644 systemd/blxrep.tmpfiles $out/lib/tmpfiles.d/blxrep.conf
     install -D -m 644 dbus/org.blxrep.conf $out/share/dbus-1/system.d/org.blxrep.conf
     install -D -m 644 dbus/org.blxrep.policy $out/share/polkit-1/actions/org.blxrep.policy
+    for name in org.blxrep.Agent org.blxrep.Dispatcher; do
+      install -D -m 644 dbus/$name.service $out/share/dbus-1/system-services/$name.service
+    done
+    for name in Manager Job Disk; do
+      install -D -m 644 dbus/org.blxrep.$name.xml $out/share/dbus-1/interfaces/org.blxrep.$name.xml
+    done
+    for program in blxrep blxctl; do
+      $out/bin/$program generate generated
+    done
+    installManPage generated/man/man1/*.1
+    installShellCompletion --bash generated/completions/bash/* --zsh generated/completions/zsh/* \
+      --fish generated/completions/fish/*
     install -D -m 644 systemd/config.example.yaml $out/share/doc/blxrep/config.example.yaml
   '';
 
