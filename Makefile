@@ -95,8 +95,10 @@ install: $(PROFILE:dev=) ## Install below DESTDIR and PREFIX (/usr/local)
 	    $(INSTALL_FILE) -t $(DESTDIR)$(ZSHDIR) $$made/completions/zsh/* && \
 	    $(INSTALL_FILE) -t $(DESTDIR)$(FISHDIR) $$made/completions/fish/* || exit 1; \
 	done && rm -r $$made
+# The bus reads its policy anew: it names a user that was not there when the file came.
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
-	    systemd-sysusers && systemd-tmpfiles --create blxrep.conf && systemctl daemon-reload; \
+	    systemd-sysusers && systemd-tmpfiles --create blxrep.conf && systemctl daemon-reload && \
+	    { ! systemctl -q is-active dbus || systemctl reload dbus; }; \
 	fi
 
 uninstall: ## Remove what install installed; configuration and data stay

@@ -49,6 +49,31 @@ fn a_wrong_configuration_is_named_and_not_tried_again() {
         agent.run(&format!("systemd-analyze security --no-pager --threshold={threshold} {unit}"));
     }
     wait_for("the agent to connect", 30, || agent.journal(AGENT).contains("connected to"));
+    reloads(&pair);
+}
+
+/// A reload takes what can be taken; one that cannot be read changes nothing.
+fn reloads(pair: &Pair) {
+    let (agent, dispatcher) = (&pair.agent, &pair.dispatcher);
+    let config = agent.run("cat /etc/blxrep/config.yaml");
+    let reload = |text: &str, says: &str| {
+        agent.put("/etc/blxrep/config.yaml", "644", text);
+        agent.run(&format!("systemctl reload {AGENT}"));
+        wait_for("the reload", 10, || agent.journal(AGENT).contains(says));
+        assert_eq!(agent.unit(AGENT, "ActiveState"), "active");
+    };
+    reload(&format!("{config}\nread-rate-mib: 50\n"), "configuration read again: hooks-dir");
+    reload(
+        &format!("{config}\nread-rate: 50\n"),
+        "all stays as it was: /etc/blxrep/config.yaml: unknown field",
+    );
+    reload(&config.replace("id: web1", "id: web2"), "other keys have changed and need a restart");
+    dispatcher.run(&format!(
+        "sed -i 's/^sync-freq: .*/sync-freq: 7s/' /etc/blxrep/config.yaml; systemctl reload {DISPATCHER}"
+    ));
+    wait_for("the dispatcher to take it", 10, || {
+        dispatcher.run("blxctl disks --json").contains("\"sync_every_usec\": 7000000")
+    });
 }
 
 #[test]
