@@ -91,15 +91,18 @@ impl Shared {
     /// # Errors
     /// When that cannot be kept.
     pub fn set_paused(&self, disks: &[DiskId], pause: bool) -> Result<Vec<(AgentId, DiskId)>, PauseError> {
-        let named = disks.iter().map(|disk| (self.agent.clone(), disk.clone()));
+        let meant = || self.disks.iter().filter(|disk| disks.contains(&disk.id));
+        if pause {
+            // At once: the file may have to wait for a freeze.
+            meant().for_each(|disk| disk.set_paused_by_agent(true));
+        }
         // Also one order at a time: the flags follow the file.
         let _alone = Alone::take();
-        let changed = self.pauses.set(named, pause)?;
-        for disk in self.disks.iter().filter(|disk| disks.contains(&disk.id)) {
-            disk.set_paused_by_agent(pause);
-        }
+        let named = disks.iter().map(|disk| (self.agent.clone(), disk.clone()));
+        let changed = self.pauses.set(named, pause);
+        meant().for_each(|disk| disk.set_paused_by_agent(self.pauses.contains(&self.agent, &disk.id)));
         self.paused.send_replace(self.pauses.of(&self.agent));
-        Ok(changed)
+        changed
     }
 
     /// Takes in which disks are paused on the dispatcher.

@@ -92,8 +92,27 @@ fn checkpoints_come_back_by_every_way_a_person_may_take() {
         );
     }
     onto_a_device(&pair);
+    watched_and_canceled(&pair);
     asked_now(&pair);
     damage_is_found(&pair);
+}
+
+/// A job that is canceled leaves nothing; who watches hears of it.
+fn watched_and_canceled(pair: &Pair) {
+    let (dispatcher, disk) = (&pair.dispatcher, &pair.root.name);
+    dispatcher.background("watch", "exec blxctl watch >/shared/watch 2>&1");
+    let watch = pair.shared.join("watch");
+    let heard = |what: &str| fs::read_to_string(&watch).is_ok_and(|text| text.contains(what));
+    wait_for("a checkpoint to be watched", 30, || heard(": checkpoint 2"));
+    let restore = format!(
+        "blxctl restore --agent web1 --disk {disk} latest /var/lib/blxrep-dispatcher/never.img --no-wait --json"
+    );
+    let job = json(&dispatcher.run(&restore))["job"].as_u64().unwrap();
+    dispatcher.run(&format!("blxctl cancel {job}"));
+    wait_for("the cancel to be watched", 10, || heard(&format!("job {job} ended: canceled")));
+    assert_eq!(dispatcher.run("blxctl jobs --json"), "[]");
+    assert_eq!(dispatcher.run("ls -A /var/lib/blxrep-dispatcher | grep never || true"), "");
+    dispatcher.run("systemctl stop watch");
 }
 
 /// A device that the caller opens, under the dispatcher's sandbox; the daemon by itself may not.
