@@ -257,24 +257,36 @@ impl Registry {
         disks: Vec<(AgentId, DiskId)>,
         pause: bool,
     ) -> Result<Vec<(AgentId, DiskId)>, PauseError> {
-        let changed = self.pauses.set(disks, pause)?;
-        let state = self.state();
-        for known in changed.iter().filter_map(|key| state.disks.get(key)) {
-            // Not `pause`: another order may have overtaken this one since.
-            let paused = self.pauses.contains(&known.shown.agent, &known.shown.id);
-            known.shown.set_paused_by_dispatcher(paused);
-            known.tell_resumed(!paused);
+        if pause {
+            // At once: the file may have to wait for a busy disk.
+            self.tell_paused(&disks, |_, _| true);
         }
-        for (agent, session) in &state.sessions {
-            if changed.iter().any(|(of, _)| of == agent) {
-                let told = session.orders.try_send(ConfigDown::Paused(self.pauses.of(agent))).is_ok();
-                if !told {
-                    // It hears it when it connects again.
-                    let _ = session.cut.send(true);
-                }
+        let changed = self.pauses.set(disks.iter().cloned(), pause);
+        // Not `pause`: another order may have overtaken this one since, or the file could not be written.
+        self.tell_paused(&disks, |agent, disk| self.pauses.contains(agent, disk));
+        changed
+    }
+
+    /// Sets what the disks' threads look at, and tells their agents.
+    fn tell_paused(&self, disks: &[(AgentId, DiskId)], is_paused: impl Fn(&AgentId, &DiskId) -> bool) {
+        let state = self.state();
+        for known in disks.iter().filter_map(|key| state.disks.get(key)) {
+            let paused = is_paused(&known.shown.agent, &known.shown.id);
+            let resumed = known.shown.status().paused_by_dispatcher && !paused;
+            known.shown.set_paused_by_dispatcher(paused);
+            known.tell_resumed(resumed);
+        }
+        for (agent, session) in
+            state.sessions.iter().filter(|(agent, _)| disks.iter().any(|(of, _)| of == *agent))
+        {
+            let own = state.disks.values().map(|known| &known.shown).filter(|shown| shown.agent == *agent);
+            let paused =
+                own.filter(|shown| shown.status().paused_by_dispatcher).map(|shown| shown.id.clone());
+            if session.orders.try_send(ConfigDown::Paused(paused.collect())).is_err() {
+                // It hears it when it connects again.
+                let _ = session.cut.send(true);
             }
         }
-        Ok(changed)
     }
 
     /// Finds or starts the thread of a disk that was offered in this session.
