@@ -5,14 +5,14 @@
 //! is `<agent> <disk>`.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::ids::{AgentId, DiskId};
+use crate::wire::key::write_private;
 
 const FILE_MAX_BYTES: u64 = 4 << 20;
 
@@ -96,7 +96,9 @@ impl Pauses {
         for disk in &changed {
             let _ = if pause { next.insert(disk.clone()) } else { next.remove(disk) };
         }
-        write(&self.path, &next).map_err(|source| PauseError::File { path: self.path.clone(), source })?;
+        let text: String = next.iter().map(|(agent, disk)| format!("{agent} {disk}\n")).collect();
+        write_private(&self.path, text.as_bytes())
+            .map_err(|source| PauseError::File { path: self.path.clone(), source })?;
         *self.paused() = next;
         Ok(changed)
     }
@@ -116,18 +118,6 @@ fn parse(text: &str) -> Result<Paused, usize> {
         paused.insert((agent.parse().map_err(|_| number)?, disk.parse().map_err(|_| number)?));
     }
     Ok(paused)
-}
-
-/// A reader, and a crash, sees the old file or the new one.
-fn write(path: &Path, paused: &Paused) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&temporary)?;
-    for (agent, disk) in paused {
-        writeln!(file, "{agent} {disk}")?;
-    }
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 /// Whether one disk is paused, on either side; shared between its thread and those who order it.

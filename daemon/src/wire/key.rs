@@ -247,7 +247,7 @@ pub fn enroll(agents_file: &Path, key: &AgentKey, may_restore: bool) -> Result<(
     write().map_err(|source| KeyError::File { path: agents_file.to_owned(), source })
 }
 
-/// Replaces a file whole, readable by its owner and group only.
+/// Replaces a file whole and durably, readable by its owner and group only: a reader, and a crash, sees the old one or the new.
 ///
 /// # Errors
 /// What the file system says; the old file is then still there.
@@ -262,7 +262,9 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     if done.is_err() {
         let _ = fs::remove_file(&temporary);
     }
-    done
+    done?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::File::open(parent)?.sync_all()
 }
 
 fn read_bounded(path: &Path, max: u64) -> io::Result<String> {
