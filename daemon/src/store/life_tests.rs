@@ -197,7 +197,7 @@ fn resize(store: &mut DiskStore, acks: &mut Acks, geometry: Geometry) -> Result<
     *acks = Acks { commits: acks.commits, ..Acks::default() };
     assert!(store.resize(geometry)? && !store.resize(geometry)?);
     store.put_gap(Gap::Resized)?;
-    let pending = Extent { first: 2, count: 1 };
+    let pending = Extent { first: 3, count: 1 };
     store.put_changed(&[pending])?;
     store.sync()?;
     acks.reported = vec![pending];
