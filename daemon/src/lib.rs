@@ -14,6 +14,7 @@ pub mod config;
 pub mod device;
 pub mod dispatcher;
 pub mod freeze;
+pub mod generation;
 pub mod geometry;
 pub mod hash;
 pub mod ids;
