@@ -5,6 +5,7 @@
 //! brought back and [`restore`] brings it back. [`freeze`] makes a checkpoint a point in time. [`agent`] and
 //! [`dispatcher`] are the two roles built from these parts.
 
+pub mod accept;
 pub mod agent;
 pub mod bitmap;
 pub mod bus;
@@ -12,6 +13,7 @@ pub mod checkpoint;
 pub mod clock;
 pub mod config;
 pub mod device;
+pub mod disk_list;
 pub mod dispatcher;
 pub mod freeze;
 pub mod generation;

@@ -95,7 +95,7 @@ impl Control for AgentControl {
     fn set_paused(&self, which: &Which, paused: bool) -> Result<Vec<(AgentId, DiskId)>, Problem> {
         let disks: Vec<DiskId> =
             self.own(which)?.among(&self.disks())?.into_iter().map(|disk| disk.disk).collect();
-        let failed = |e: crate::pause::PauseError| Problem::new(ProblemKind::Failed, e.to_string());
+        let failed = |e: crate::disk_list::DiskListError| Problem::new(ProblemKind::Failed, e.to_string());
         self.shared.set_paused(&disks, paused).map_err(failed)
     }
 

@@ -7,9 +7,10 @@ use blxrep_dbus::problem::{Problem, ProblemKind};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::config::AgentConfig;
+use crate::disk_list::DiskListError;
 use crate::freeze::alone::Alone;
 use crate::ids::{AgentId, DiskId};
-use crate::pause::{PauseError, Pauses};
+use crate::pause::Pauses;
 use crate::status::{CheckpointAdded, SharedDisk};
 use crate::watchdog::Watchdog;
 use crate::wire::message::{Answer, Question};
@@ -93,7 +94,7 @@ impl Shared {
     ///
     /// # Errors
     /// When that cannot be kept.
-    pub fn set_paused(&self, disks: &[DiskId], pause: bool) -> Result<Vec<(AgentId, DiskId)>, PauseError> {
+    pub fn set_paused(&self, disks: &[DiskId], pause: bool) -> Result<Vec<(AgentId, DiskId)>, DiskListError> {
         let meant = || self.disks.iter().filter(|disk| disks.contains(&disk.id));
         if pause {
             // At once: the file may have to wait for a freeze.

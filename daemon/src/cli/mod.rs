@@ -15,9 +15,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use blxrep::agent::run::AgentError;
 use blxrep::config::{ConfigError, Mode, Settings};
+use blxrep::disk_list::DiskListError;
 use blxrep::freeze;
 use blxrep::ids::{AgentId, IdError};
-use blxrep::pause::PauseError;
 use blxrep::restore::RestoreError;
 use blxrep::wire::key::KeyError;
 use blxrep_dbus::problem::ProblemKind;
@@ -264,7 +264,7 @@ fn run(command: Command) -> anyhow::Result<()> {
 fn exit_code(error: &anyhow::Error) -> u8 {
     use ProblemKind::{Damaged, InvalidArgument, NoSuchAgent, NoSuchCheckpoint, NoSuchDisk};
     let usage = error.is::<ConfigError>() || error.is::<KeyError>() || error.is::<IdError>();
-    let usage = usage || matches!(error.downcast_ref(), Some(PauseError::Line { .. }));
+    let usage = usage || matches!(error.downcast_ref(), Some(DiskListError::Line { .. }));
     match (error.downcast_ref::<RestoreError>().map(RestoreError::kind), error.downcast_ref::<AgentError>()) {
         (Some(InvalidArgument), _) => 2,
         (Some(Damaged), _) => 4,

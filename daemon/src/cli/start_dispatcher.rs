@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use blxrep::accept::Accepted;
 use blxrep::config::{DispatcherConfig, Settings};
 use blxrep::dispatcher::control::DispatcherControl;
 use blxrep::dispatcher::fetch::Fetches;
@@ -74,6 +75,7 @@ async fn serve(
         sync_every: watch::Sender::new(config.sync_every),
         checkpoints: broadcast::Sender::new(256),
         watchdog: Watchdog::from_env(),
+        accepted: Accepted::load(config.data_dir.join("accepted"))?,
         instance: Epoch::random()?,
     });
     let pauses = Pauses::load(config.data_dir.join("paused"))?;

@@ -12,11 +12,13 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::error;
 
 use super::disk::{DiskHandle, Input};
+use crate::accept::Accepted;
 use crate::checkpoint::chain;
+use crate::disk_list::DiskListError;
 use crate::geometry::Geometry;
 use crate::ids::{AgentId, CheckpointId, DiskId, Epoch};
 use crate::message_id::DAMAGE_FOUND;
-use crate::pause::{PauseError, Pauses};
+use crate::pause::Pauses;
 use crate::status::{CheckpointAdded, DiskStatus, Newest, SharedDisk};
 use crate::store::catalogue::{AgentEntry, Catalogue};
 use crate::store::files::Files;
@@ -41,6 +43,8 @@ pub struct House {
     pub checkpoints: broadcast::Sender<CheckpointAdded>,
     /// Watches the loops.
     pub watchdog: Watchdog,
+    /// The disks whose change a person accepted.
+    pub accepted: Accepted,
     /// This run of the dispatcher.
     pub instance: Epoch,
 }
@@ -256,7 +260,7 @@ impl Registry {
         &self,
         disks: Vec<(AgentId, DiskId)>,
         pause: bool,
-    ) -> Result<Vec<(AgentId, DiskId)>, PauseError> {
+    ) -> Result<Vec<(AgentId, DiskId)>, DiskListError> {
         if pause {
             // At once: the file may have to wait for a busy disk.
             self.tell_paused(&disks, |_, _| true);
