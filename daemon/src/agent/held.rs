@@ -48,7 +48,9 @@ impl Held {
         loop {
             match timeout(PATIENCE, &mut loading).await {
                 Ok(loaded) => return loaded,
-                Err(_) => warn!("{}: the file system does not answer: not connecting", self.file.path.display()),
+                Err(_) => {
+                    warn!("{}: the file system does not answer: not connecting", self.file.path.display())
+                }
             }
         }
     }
@@ -134,13 +136,15 @@ mod tests {
     async fn the_write_of_a_session_that_broke_is_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let mut held = Held::new(dir.path(), &"web1".parse().unwrap());
-        let frozen = Alone::take();
+        let (frozen, is_frozen) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let _alone = Alone::take();
+            frozen.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(100));
+        });
+        is_frozen.recv().unwrap();
         let generation = Generation { number: 7, token: [9; 16] };
         held.keep(generation);
-        std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(100));
-            drop(frozen);
-        });
         assert_eq!(held.load().await.unwrap(), Some(generation));
     }
 }

@@ -76,7 +76,13 @@ impl Generations {
     }
 
     fn change<T>(&self, agent: &AgentId, change: impl FnOnce(&mut Ledger) -> T) -> io::Result<T> {
-        let turn = self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(agent.clone()).or_default().clone();
+        let turn = self
+            .turns
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(agent.clone())
+            .or_default()
+            .clone();
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.dir.join(agent.as_str());
         let changed = || {
