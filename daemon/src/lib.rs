@@ -16,6 +16,7 @@ pub mod device;
 pub mod disk_list;
 pub mod dispatcher;
 pub mod freeze;
+pub mod generation;
 pub mod geometry;
 pub mod hash;
 pub mod ids;

@@ -14,6 +14,8 @@ pub const DAMAGE_FOUND: &str = "36bf6280841042d98f4b6d42b81c2814";
 pub const AGENT_LOST: &str = "4c381d228baf43e1a50039cd1109d031";
 /// A disk is given up until a person has acted.
 pub const DISK_GIVEN_UP: &str = "062429706bcc49228ea4217877467d29";
+/// Two machines have one agent's key, or one was put back from an old image: one of them is refused.
+pub const AGENT_FENCED: &str = "86a47908e304452b9e0fdb7dc12fdb62";
 
 #[cfg(test)]
 mod tests {
@@ -21,7 +23,7 @@ mod tests {
     fn the_readme_lists_every_id() {
         let (code, readme) = (include_str!("message_id.rs"), include_str!("../../README.md"));
         let ids: Vec<&str> = code.split('"').filter(|text| text.len() == 32).collect();
-        assert_eq!(ids.len(), 6);
+        assert_eq!(ids.len(), 7);
         assert!(ids.iter().all(|id| readme.contains(id)));
     }
 }

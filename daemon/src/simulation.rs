@@ -249,7 +249,7 @@ impl World {
                 Event::Answer(endpoint, message) => {
                     self.down[slot(endpoint)].push_back(encode_message(&message).unwrap());
                 }
-                Event::Ready => self.ready = true,
+                Event::Ready { .. } => self.ready = true,
                 Event::SyncFailed { .. } => self.ordered = false,
                 Event::Committed(checkpoint) => {
                     self.ordered = false;

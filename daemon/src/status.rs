@@ -133,6 +133,8 @@ pub struct AgentStatus {
     pub last_seen_unix_ms: u64,
     /// How many disks it has.
     pub disks: u32,
+    /// Why a machine of this name is refused, if one is; empty if not.
+    pub refused: String,
 }
 
 /// A checkpoint was committed.

@@ -65,7 +65,7 @@ fn escape(label: &str) -> String {
 pub const ACTION_INSPECT: &str = "org.blxrep.inspect";
 /// polkit action: pause and resume.
 pub const ACTION_PAUSE: &str = "org.blxrep.pause";
-/// polkit action: take a checkpoint now, or verify one.
+/// polkit action: take a checkpoint now, verify one, or accept a machine or disk that changed.
 pub const ACTION_CHECKPOINT: &str = "org.blxrep.checkpoint";
 /// polkit action: restore.
 pub const ACTION_RESTORE: &str = "org.blxrep.restore";

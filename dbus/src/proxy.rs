@@ -45,14 +45,19 @@ pub trait Manager {
     #[zbus(allow_interactive_auth)]
     fn resume(&self, agent: &str, options: Options<'_>) -> zbus::Result<Vec<OwnedObjectPath>>;
 
-    /// Takes a checkpoint now, of all of an agent's disks or of one (option `disk`, s). Canceling the job only ends the
-    /// wait: a checkpoint that was ordered may still come.
+    /// Takes a checkpoint now, of all of an agent's disks or of one (option `disk`, s). With `compare` (b) the whole disk is
+    /// compared with what is stored first. Canceling the job only ends the wait: what was ordered may still come.
     #[zbus(allow_interactive_auth)]
     fn sync(&self, agent: &str, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
 
     /// Reads everything a checkpoint rests on and checks it. Only on the dispatcher. Option: `disk` (s).
     #[zbus(allow_interactive_auth)]
     fn verify(&self, agent: &str, checkpoint: &str, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+
+    /// Accepts the machine that was refused last under an agent's name: it goes on at its next try, and every other one is
+    /// refused. With the option `disk` (s): accepts that this disk shrank or was replaced. Only on the dispatcher.
+    #[zbus(allow_interactive_auth)]
+    fn accept(&self, agent: &str, options: Options<'_>) -> zbus::Result<()>;
 
     /// A job began.
     #[zbus(signal)]
@@ -84,7 +89,8 @@ pub trait Manager {
     fn version(&self) -> zbus::Result<String>;
 
     /// On a dispatcher, the agents that are stored or connected: `id` s, `connected` b, `hostname` s, `version` s,
-    /// `address` s, `last_seen_usec` t (since 1970; 0 if never) and `disks` u. On an agent, itself alone.
+    /// `address` s, `last_seen_usec` t (since 1970; 0 if never), `disks` u and `refused` s (why a machine of this name was
+    /// refused of late; empty if none was). On an agent, itself alone.
     #[zbus(property(emits_changed_signal = "false"))]
     fn agents(&self) -> zbus::Result<Vec<Details>>;
 }

@@ -14,7 +14,7 @@ use super::fetch::{FetchError, FetchRequest, fetch};
 use super::link::Dial;
 use super::shared::{Shared, not_connected};
 use crate::bus::control::{About, Control, Details, Failure, Planned, Progress, RestoreRequest, Which};
-use crate::bus::outcome::{canceled, check_target, report, restored, value};
+use crate::bus::outcome::{Compared, canceled, check_target, report, restored, value};
 use crate::checkpoint::select::{SelectError, select};
 use crate::clock::unix_ms;
 use crate::ids::{AgentId, CheckpointId, DiskId};
@@ -64,6 +64,7 @@ impl Control for AgentControl {
             last_seen_unix_ms: if uplink.is_some() { unix_ms() } else { 0 },
             address: uplink.map(|uplink| uplink.address).unwrap_or_default(),
             disks: u32::try_from(self.shared.disks.len()).unwrap_or(u32::MAX),
+            refused: self.shared.fenced.borrow().clone().unwrap_or_default(),
         }]
     }
 
@@ -99,7 +100,7 @@ impl Control for AgentControl {
         self.shared.set_paused(&disks, paused).map_err(failed)
     }
 
-    fn sync(&self, which: &Which) -> Result<Planned, Problem> {
+    fn sync(&self, which: &Which, compare: bool) -> Result<Planned, Problem> {
         let which = self.own(which)?;
         let disks = which.to_sync(&self.disks())?;
         let disk = if let [one] = &*disks { one.disk.to_string() } else { String::new() };
@@ -107,13 +108,18 @@ impl Control for AgentControl {
         let (shared, runtime) = (self.shared.clone(), self.runtime.clone());
         let work = move |progress: &Progress| {
             let mut asked = Vec::new();
+            let mut compared = Compared::new(if compare { &disks } else { &[] });
+            let mut tell = || {
+                let now = || shared.disks.iter().map(|disk| disk.status().clone()).collect();
+                compared.tell(now, progress);
+            };
             for DiskStatus { disk, .. } in disks {
-                let answers = shared.ask(Question::Sync { disk: disk.clone() })?;
+                let answers = shared.ask(Question::Sync { disk: disk.clone(), compare })?;
                 asked.push((disk, answers));
             }
             let mut checkpoints = HashMap::new();
             for (disk, mut answers) in asked {
-                let id = wait(&runtime, &mut answers, progress)?;
+                let id = wait(&runtime, &mut answers, progress, &mut tell)?;
                 checkpoints.insert(disk.to_string(), id.to_string());
             }
             Ok(Details::from([("checkpoints".to_owned(), value(checkpoints))]))
@@ -146,6 +152,12 @@ impl Control for AgentControl {
             done.map(|done| restored(&done)).map_err(failure)
         };
         Ok(Planned { about, work: Box::new(work) })
+    }
+
+    fn accept(&self, which: &Which) -> Result<(), Problem> {
+        let which = self.own(which)?;
+        let text = format!("only the dispatcher can accept: run 'blxctl accept {}' there", which.agent);
+        Err(Problem::new(ProblemKind::WrongRole, text))
     }
 
     fn verify(&self, which: &Which, _checkpoint: &str) -> Result<Planned, Problem> {
@@ -214,8 +226,10 @@ fn wait(
     runtime: &Handle,
     answers: &mut mpsc::Receiver<Answer>,
     progress: &Progress,
+    tell: &mut impl FnMut(),
 ) -> Result<CheckpointId, Failure> {
     loop {
+        tell();
         match runtime.block_on(async { timeout(POLL, answers.recv()).await }) {
             Ok(Some(Answer::Synced { id })) => return Ok(id),
             Ok(Some(Answer::Refused { kind, reason })) => {

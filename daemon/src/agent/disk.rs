@@ -61,6 +61,8 @@ pub enum Inbound {
     LinkDown(u64),
     /// The dispatcher orders a checkpoint.
     Sync,
+    /// The dispatcher orders a compare of the whole disk.
+    Compare,
     /// End.
     Stop,
 }
@@ -164,6 +166,13 @@ impl Worker {
             };
             match inbound {
                 Some(Inbound::Stop) => return,
+                Some(Inbound::Compare) => {
+                    if let Err(error) = self.disk.tracker.order_compare() {
+                        return self.give_up(lost(&error));
+                    }
+                    info!(AGENT = %self.shared.agent, DISK = %self.disk.id, "a compare is ordered: connecting again");
+                    self.drop_link();
+                }
                 Some(inbound) => self.inbound(inbound),
                 None => {}
             }
@@ -235,7 +244,7 @@ impl Worker {
             },
             Inbound::LinkDown(number) if self.is_linked(number) => self.drop_link(),
             Inbound::Sync => self.session.handle(Input::SyncOrdered),
-            Inbound::Frame(..) | Inbound::LinkDown(_) | Inbound::Stop => {}
+            Inbound::Frame(..) | Inbound::LinkDown(_) | Inbound::Compare | Inbound::Stop => {}
         }
     }
 
@@ -257,7 +266,7 @@ impl Worker {
 
     /// Carries an action out. The error is a reason to give this disk up.
     fn act(&mut self, action: Action) -> Result<(), String> {
-        let lost = |error: TrackerError| format!("the tracker is lost: {error}; restart the agent");
+        let lost = |error: TrackerError| lost(&error);
         match action {
             Action::Send(endpoint, message) => match encode_message(&message) {
                 Ok(bytes) => self.send(endpoint, bytes),
@@ -389,8 +398,12 @@ impl Worker {
         if let Err(reason) = &outcome {
             self.complain(reason);
         }
-        self.disk.tracker.claim().map_err(|e| format!("the tracker is lost: {e}; restart the agent"))?;
+        self.disk.tracker.claim().map_err(|e| lost(&e))?;
         self.session.handle(Input::FinalPass(outcome, self.disk.tracker.gap_count()));
         Ok(())
     }
+}
+
+fn lost(error: &TrackerError) -> String {
+    format!("the tracker is lost: {error}; restart the agent")
 }

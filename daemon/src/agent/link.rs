@@ -79,11 +79,14 @@ impl Backoff {
         if self.began.elapsed() >= LASTED {
             self.wait = SHORTEST;
         }
-        // Up to a quarter more, so that many agents do not come back in step.
-        let spread = u32::from(getrandom::u32().unwrap_or(0) as u8);
-        tokio::time::sleep(self.wait + self.wait * spread / 1024).await;
+        tokio::time::sleep(self.wait + spread(self.wait)).await;
         self.wait = (self.wait * 2).min(LONGEST);
     }
+}
+
+/// Up to a quarter of a wait, so that many agents do not come back in step.
+pub(super) fn spread(wait: Duration) -> Duration {
+    wait * u32::from(getrandom::u32().unwrap_or(0) as u8) / 1024
 }
 
 /// Keeps a disk attached. Ends only by being dropped, with the session.

@@ -7,6 +7,7 @@ pub mod disk;
 pub mod disk_id;
 pub mod fetch;
 pub mod footprint;
+pub mod held;
 pub mod link;
 mod lsblk;
 pub mod pace;

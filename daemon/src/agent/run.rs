@@ -13,19 +13,25 @@ use tracing::{error, info, warn};
 
 use super::disk::{Disk, INBOX_MAX, Inbound, Worker};
 use super::footprint;
-use super::link::{Backoff, Dial, keep_attached};
+use super::held::Held;
+use super::link::{Backoff, Dial, keep_attached, spread};
 use super::shared::{Ask, Shared, Uplink};
+use crate::generation::Generation;
 use crate::ids::DiskId;
+use crate::message_id::AGENT_FENCED;
 use crate::status::SharedDisk;
 use crate::wire::Endpoint;
 use crate::wire::frame::{decode_message, encode_message};
-use crate::wire::message::{Answer, ConfigDown, ConfigUp, DiskOffer, QUESTIONS_MAX};
+use crate::wire::message::{Answer, ConfigDown, ConfigUp, DiskOffer, QUESTIONS_MAX, clean_text};
 use crate::wire::pump::{OUTBOUND_MAX_FRAMES, PumpEnd, pump};
 use crate::wire::socket::ConnectError;
 
 /// How long an agent that starts waits for another session under its name to end: the other may be its own, cut
 /// off a moment ago.
 const TAKEN_PATIENCE: Duration = Duration::from_secs(25);
+/// How long an agent that is refused for another machine waits before it asks again, and up to a quarter more: only a
+/// person can change the answer.
+const FENCED_WAIT: Duration = Duration::from_secs(60);
 
 /// Why an agent gives up.
 #[derive(Debug, thiserror::Error)]
@@ -121,14 +127,23 @@ async fn stay_connected(
     let began = Instant::now();
     let mut backoff = Backoff::default();
     let mut was_connected = false;
+    let mut held = Held::new(&shared.config.borrow().state_dir, &shared.agent);
     loop {
         backoff.begin();
-        let ended = session(shared, asked, dial, disks, &footprint).await;
+        let ended = session(shared, asked, dial, disks, &footprint, &mut held).await;
         was_connected |= shared.uplink.send_replace(None).is_some();
         // Who asked hears that the connection is gone when the question is dropped.
         while asked.try_recv().is_ok() {}
         match ended {
-            Ok(end) => warn!(AGENT = %dial.key.agent, "the dispatcher is gone: {end}; connecting again"),
+            Ok(End::Gone(end)) => {
+                warn!(AGENT = %dial.key.agent, "the dispatcher is gone: {end}; connecting again");
+            }
+            Ok(End::NotHeld(error)) => warn!(AGENT = %dial.key.agent, "{error}; trying again"),
+            Ok(End::Fenced(reason)) => {
+                told_fenced(shared, reason);
+                tokio::time::sleep(FENCED_WAIT + spread(FENCED_WAIT)).await;
+                continue;
+            }
             Err(error) => {
                 let wait_for_place = was_connected || began.elapsed() < TAKEN_PATIENCE;
                 match &error {
@@ -144,12 +159,41 @@ async fn stay_connected(
     }
 }
 
+/// Says so once, not at every attempt.
+fn told_fenced(shared: &Shared, reason: String) {
+    let is_new = shared.fenced.send_if_modified(|known| {
+        let is_new = known.as_ref() != Some(&reason);
+        *known = Some(reason.clone());
+        is_new
+    });
+    if is_new {
+        let agent = &shared.agent;
+        error!(
+            MESSAGE_ID = AGENT_FENCED, AGENT = %agent,
+            "the dispatcher refuses this machine as agent {agent}: {reason}. Changes are tracked on, nothing is sent"
+        );
+    }
+}
+
+/// How a session ended.
+enum End {
+    /// The connection ended.
+    Gone(PumpEnd),
+    /// Somebody else goes on under this agent's name.
+    Fenced(String),
+    /// What the agent holds cannot be read or kept.
+    NotHeld(std::io::Error),
+}
+
 /// One connection to /ws/config, from the hello to its end.
 struct Session<'a> {
     shared: &'a Shared,
     dial: &'a Dial,
     disks: &'a [RunningDisk],
     out: mpsc::Sender<Vec<u8>>,
+    held: &'a mut Held,
+    footprint: &'a str,
+    is_welcome: bool,
     links: JoinSet<()>,
     last_request: u32,
     open: HashMap<u32, mpsc::Sender<Answer>>,
@@ -161,7 +205,12 @@ async fn session(
     dial: &Dial,
     disks: &[RunningDisk],
     footprint: &str,
-) -> Result<PumpEnd, ConnectError> {
+    held: &mut Held,
+) -> Result<End, ConnectError> {
+    let generation = match held.load().await {
+        Ok(generation) => generation,
+        Err(error) => return Ok(End::NotHeld(error)),
+    };
     let socket = dial.open(Endpoint::Config, &dial.headers()).await?;
     let (out, outbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
     let (inbox, mut inbound) = mpsc::channel::<Vec<u8>>(OUTBOUND_MAX_FRAMES);
@@ -174,16 +223,28 @@ async fn session(
     pumping.spawn(pump(socket, outbound, deliver));
     let mut paused = shared.paused.subscribe();
     let (links, open) = (JoinSet::new(), HashMap::new());
-    let mut session = Session { shared, dial, disks, out, links, last_request: 0, open };
-    session.send(&hello(disks)).await;
-    session.send(&ConfigUp::Footprint(footprint.to_owned())).await;
+    let (is_welcome, last_request) = (false, 0);
+    let mut session =
+        Session { shared, dial, disks, out, held, footprint, is_welcome, links, last_request, open };
+    session.send(&hello(disks, generation)).await;
     paused.mark_changed();
     loop {
+        let welcome = session.is_welcome;
         tokio::select! {
-            end = pumping.join_next() => return Ok(end.and_then(Result::ok).unwrap_or(PumpEnd::Closed)),
-            Some(frame) = inbound.recv() => session.frame(&frame).await?,
+            end = pumping.join_next() => {
+                return Ok(End::Gone(end.and_then(Result::ok).unwrap_or(PumpEnd::Closed)));
+            }
+            Some(frame) = inbound.recv() => {
+                if let Some(end) = session.frame(&frame).await? {
+                    return Ok(end);
+                }
+            }
+            Some(kept) = session.held.kept() => match kept {
+                Ok(generation) => session.send(&ConfigUp::Holds(generation)).await,
+                Err(error) => return Ok(End::NotHeld(error)),
+            },
             Some(ask) = asked.recv() => session.ask(ask).await,
-            Ok(()) = paused.changed() => {
+            Ok(()) = paused.changed(), if welcome => {
                 let paused = paused.borrow_and_update().clone();
                 session.send(&ConfigUp::Paused(paused)).await;
             }
@@ -191,12 +252,13 @@ async fn session(
     }
 }
 
-fn hello(disks: &[RunningDisk]) -> ConfigUp {
+fn hello(disks: &[RunningDisk], generation: Option<Generation>) -> ConfigUp {
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     ConfigUp::Hello {
         software: env!("CARGO_PKG_VERSION").to_owned(),
         boot_id: boot_id.trim().to_owned(),
         disks: disks.iter().map(|disk| disk.offer.clone()).collect(),
+        generation,
     }
 }
 
@@ -222,23 +284,29 @@ impl Session<'_> {
         self.send(&ConfigUp::Ask { request, question: ask.question }).await;
     }
 
-    async fn frame(&mut self, frame: &[u8]) -> Result<(), ConnectError> {
+    /// Takes in one frame; gives the session's end if it is one.
+    async fn frame(&mut self, frame: &[u8]) -> Result<Option<End>, ConnectError> {
         let message = decode_message(frame).map_err(|error| {
             let (addr, reason) = (self.dial.addr.as_str().to_owned(), error.to_string());
             ConnectError::Protocol { addr, reason }
         })?;
         match message {
-            ConfigDown::Welcome { session } => self.welcome(session),
-            ConfigDown::Sync { disk } => self.order(&disk).await,
+            ConfigDown::Offer(generation) => self.held.keep(generation),
+            ConfigDown::Fenced { reason } => return Ok(Some(End::Fenced(clean_text(reason)))),
+            ConfigDown::Welcome { session } => self.welcome(session).await,
+            ConfigDown::Sync { disk, compare } => self.order(&disk, compare).await,
             ConfigDown::Paused(disks) => self.shared.paused_by_dispatcher(&disks),
             ConfigDown::Answer { request, answer } => self.answer(request, answer),
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn welcome(&mut self, session: [u8; 16]) {
+    async fn welcome(&mut self, session: [u8; 16]) {
         let address = self.dial.addr.as_str().to_owned();
         info!(AGENT = %self.shared.agent, "connected to {address}");
+        self.is_welcome = true;
+        self.shared.fenced.send_replace(None);
+        self.send(&ConfigUp::Footprint(self.footprint.to_owned())).await;
         self.shared.uplink.send_replace(Some(Uplink { session, address }));
         self.links.abort_all();
         for disk in self.disks {
@@ -247,10 +315,11 @@ impl Session<'_> {
         }
     }
 
-    async fn order(&self, disk: &DiskId) {
+    async fn order(&self, disk: &DiskId, compare: bool) {
         if let Some(disk) = self.disks.iter().find(|running| running.offer.disk == *disk) {
             // A disk that was given up takes no orders.
-            let _ = disk.inbox.send(Inbound::Sync).await;
+            let order = if compare { Inbound::Compare } else { Inbound::Sync };
+            let _ = disk.inbox.send(order).await;
         }
     }
 

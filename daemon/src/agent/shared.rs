@@ -47,6 +47,8 @@ pub struct Shared {
     pub disks: Vec<Arc<SharedDisk>>,
     /// The connection.
     pub uplink: watch::Sender<Option<Uplink>>,
+    /// Why the dispatcher lets somebody else go on under this agent's name, if it does.
+    pub fenced: watch::Sender<Option<String>>,
     /// The disks paused on this host, for the dispatcher.
     pub paused: watch::Sender<Vec<DiskId>>,
     /// Tells of every checkpoint.
@@ -76,6 +78,7 @@ impl Shared {
             config: watch::Sender::new(Arc::new(config)),
             disks,
             uplink: watch::Sender::new(None),
+            fenced: watch::Sender::new(None),
             paused: watch::Sender::new(pauses.of(&agent)),
             checkpoints: broadcast::Sender::new(256),
             watchdog,

@@ -131,11 +131,18 @@ pub trait Control: Send + Sync + 'static {
     /// NoSuchAgent, NoSuchDisk, InvalidArgument, Failed.
     fn set_paused(&self, which: &Which, paused: bool) -> Result<Vec<(AgentId, DiskId)>, Problem>;
 
-    /// Plans a checkpoint now.
+    /// Plans a checkpoint now, or after a compare of the whole disk.
     ///
     /// # Errors
     /// NoSuchAgent, NoSuchDisk, InvalidArgument, NotConnected, Paused, Busy.
-    fn sync(&self, which: &Which) -> Result<Planned, Problem>;
+    fn sync(&self, which: &Which, compare: bool) -> Result<Planned, Problem>;
+
+    /// Accepts the machine that was refused last under an agent's name or, where a disk is named, that it shrank or was
+    /// replaced; durably.
+    ///
+    /// # Errors
+    /// NoSuchAgent, NoSuchDisk, InvalidArgument, WrongRole, Failed.
+    fn accept(&self, which: &Which) -> Result<(), Problem>;
 
     /// Plans a restore.
     ///

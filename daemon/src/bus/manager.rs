@@ -9,7 +9,7 @@ use blxrep_dbus::words::JobType;
 use blxrep_dbus::{ACTION_CHECKPOINT, ACTION_INSPECT, ACTION_PAUSE, ACTION_RESTORE, disk_path};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
-use tracing::error;
+use tracing::{error, info};
 use zbus::Connection;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
@@ -187,11 +187,27 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath, Problem> {
+        let mut options = Options::new(options, &["disk", "compare"])?;
+        let which = which(agent, &mut options)?;
+        let compare = options.flag("compare")?;
+        let call = Call { connection, header: &header };
+        let uid = self.admit(&call, ACTION_CHECKPOINT, &about(&which, "", "")).await?;
+        self.begin(JobType::Sync, uid, move |control| control.sync(&which, compare)).await
+    }
+
+    async fn accept(
+        &self,
+        agent: &str,
+        options: RawOptions,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(), Problem> {
         let mut options = Options::new(options, &["disk"])?;
         let which = which(agent, &mut options)?;
         let call = Call { connection, header: &header };
         let uid = self.admit(&call, ACTION_CHECKPOINT, &about(&which, "", "")).await?;
-        self.begin(JobType::Sync, uid, move |control| control.sync(&which)).await
+        info!(AGENT = %which.agent, DISK = which.disk, "uid {uid} accepts what was refused");
+        self.ask_now(move |control| control.accept(&which)).await
     }
 
     #[zbus(out_args("job"))]
@@ -299,5 +315,6 @@ fn agent_details(agent: &AgentStatus) -> Details {
         ("address", agent.address.clone().into()),
         ("last_seen_usec", agent.last_seen_unix_ms.saturating_mul(1000).into()),
         ("disks", agent.disks.into()),
+        ("refused", agent.refused.clone().into()),
     ])
 }

@@ -44,6 +44,15 @@ impl Options {
         })
     }
 
+    /// An option that is yes or no; no where it is not given.
+    pub(super) fn flag(&mut self, key: &str) -> Result<bool, Problem> {
+        let flag = self.take(key, "a boolean (b)", |value| match value {
+            Variant::Bool(flag) => Some(flag),
+            _ => None,
+        });
+        Ok(flag?.unwrap_or(false))
+    }
+
     /// An option that is a minute, `YYYYMMDDHHMM`.
     pub(super) fn minute(&mut self, key: &str) -> Result<Option<u64>, Problem> {
         let Some(text) = self.text(key)? else { return Ok(None) };

@@ -8,7 +8,9 @@ use blxrep_dbus::problem::{Problem, ProblemKind};
 use zbus::wire::{OwnedVariant, Variant};
 
 use super::control::{Details, Failure, Progress};
+use crate::ids::{AgentId, DiskId};
 use crate::restore::{RestoreError, RestoreReport};
+use crate::status::{DiskState, DiskStatus};
 use crate::store::Damage;
 
 /// One value of [`Details`].
@@ -22,6 +24,42 @@ pub(crate) fn report(progress: &Progress) -> impl Fn(u64, u64) -> ControlFlow<()
     |done_bytes, total_bytes| {
         progress.report(done_bytes, total_bytes);
         if progress.is_canceled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// How far the ordered compares of disks are; what was told once is not taken back.
+pub(crate) struct Compared(Vec<Comparing>);
+
+struct Comparing {
+    disk: (AgentId, DiskId),
+    size_bytes: u64,
+    done_bytes: u64,
+}
+
+impl Compared {
+    /// None of them has begun.
+    pub(crate) fn new(disks: &[DiskStatus]) -> Self {
+        let comparing = |disk: &DiskStatus| Comparing {
+            disk: (disk.agent.clone(), disk.disk.clone()),
+            size_bytes: disk.size_bytes,
+            done_bytes: 0,
+        };
+        Self(disks.iter().map(comparing).collect())
+    }
+
+    /// Tells a job how far they are.
+    pub(crate) fn tell(&mut self, now: impl FnOnce() -> Vec<DiskStatus>, progress: &Progress) {
+        if self.0.is_empty() {
+            return;
+        }
+        for status in now().iter().filter(|status| status.state == DiskState::Comparing) {
+            let is_it = |of: &&mut Comparing| (&of.disk.0, &of.disk.1) == (&status.agent, &status.disk);
+            if let Some(of) = self.0.iter_mut().find(is_it) {
+                of.done_bytes = of.done_bytes.max((of.size_bytes as f64 * status.progress) as u64);
+            }
+        }
+        let sum = |bytes: fn(&Comparing) -> u64| self.0.iter().map(bytes).fold(0, u64::saturating_add);
+        progress.report(sum(|of| of.done_bytes), sum(|of| of.size_bytes));
     }
 }
 
@@ -121,6 +159,23 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test ends so")]
 
     use super::*;
+
+    #[test]
+    fn a_compare_never_goes_back_and_counts_only_its_own_disks() {
+        let disk = |id: &str| DiskStatus::new("web1".parse().unwrap(), id.parse().unwrap(), id.into(), 1000);
+        let mut now = vec![disk("sda"), disk("sdb"), disk("sdc")];
+        let (mut compared, progress) = (Compared::new(&now[..2]), Progress::default());
+        for (sda, sdb, told) in [(0.5, 0.0, 500), (0.4, 0.1, 600), (0.0, 0.9, 1400)] {
+            for (disk, share) in now.iter_mut().zip([sda, sdb, 0.3]) {
+                (disk.state, disk.progress) = (DiskState::Comparing, share);
+            }
+            compared.tell(|| now.clone(), &progress);
+            assert_eq!(progress.bytes(), (told, 2000));
+        }
+        let none = Progress::default();
+        Compared::new(&[]).tell(|| unreachable!(), &none);
+        assert_eq!(none.bytes(), (0, 0));
+    }
 
     #[test]
     fn a_target_is_new_and_not_a_part_of_the_store() {

@@ -112,9 +112,10 @@ fn reload(shared: &Shared, (settings, file): (Settings, PathBuf)) -> anyhow::Res
 
 fn status(shared: &Shared) -> String {
     let disks: Vec<DiskStatus> = shared.disks.iter().map(|disk| disk.status().clone()).collect();
-    let uplink = match &*shared.uplink.borrow() {
-        Some(uplink) => format!("connected to {}", uplink.address),
-        None => "not connected".to_owned(),
+    let uplink = match (&*shared.uplink.borrow(), &*shared.fenced.borrow()) {
+        (Some(uplink), _) => format!("connected to {}", uplink.address),
+        (None, Some(reason)) => format!("refused: {reason}"),
+        (None, None) => "not connected".to_owned(),
     };
     format!("{uplink}; {}", service::describe(&disks))
 }
@@ -142,7 +143,7 @@ fn open_disk(config: &AgentConfig, path: &Path) -> anyhow::Result<Disk> {
     let claim = tracker.claim()?;
     match claim.gap {
         None => info!(AGENT = %config.id, DISK = %id, "{} is tracked on, nothing was missed", device.name),
-        Some(gap) if gap != Gap::NewTracker => warn!(
+        Some(gap) if !matches!(gap, Gap::NewTracker | Gap::Ordered) => warn!(
             MESSAGE_ID = GAP_FOUND, AGENT = %config.id, DISK = %id, "{} is tracked, with a gap: {gap}", device.name
         ),
         Some(gap) => info!(AGENT = %config.id, DISK = %id, "{} is tracked: {gap}", device.name),

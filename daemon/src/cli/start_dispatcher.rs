@@ -11,6 +11,7 @@ use blxrep::accept::Accepted;
 use blxrep::config::{DispatcherConfig, Settings};
 use blxrep::dispatcher::control::DispatcherControl;
 use blxrep::dispatcher::fetch::Fetches;
+use blxrep::dispatcher::generations::Generations;
 use blxrep::dispatcher::registry::{House, Registry};
 use blxrep::dispatcher::server::Server;
 use blxrep::ids::Epoch;
@@ -76,6 +77,7 @@ async fn serve(
         checkpoints: broadcast::Sender::new(256),
         watchdog: Watchdog::from_env(),
         accepted: Accepted::load(config.data_dir.join("accepted"))?,
+        generations: Generations::open(&config.data_dir)?,
         instance: Epoch::random()?,
     });
     let pauses = Pauses::load(config.data_dir.join("paused"))?;

@@ -3,28 +3,35 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blxrep_dbus::problem::ProblemKind;
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
-use tracing::{info, warn};
+use tokio::time::timeout;
+use tracing::{error, info, warn};
 
 use super::fetch::Refusal;
-use super::registry::{DISKS_MAX, Place, Registry, Seen};
+use super::registry::{DISKS_MAX, Peer, Place, Registry, Seen};
 use super::server::{Server, turned};
 use super::session::check_device_name;
 use crate::clock::unix_ms;
+use crate::generation::{Generation, Standing};
 use crate::ids::AgentId;
-use crate::message_id::AGENT_LOST;
+use crate::message_id::{AGENT_FENCED, AGENT_LOST};
 use crate::restore;
 use crate::store::catalogue::{AgentEntry, CatalogueError};
 use crate::wire::frame::{decode_message, encode_message};
-use crate::wire::message::{Answer, ConfigDown, ConfigUp, QUESTIONS_MAX, Question, ROWS_MAX, clean_text};
+use crate::wire::message::{
+    Answer, ConfigDown, ConfigUp, DiskOffer, QUESTIONS_MAX, Question, ROWS_MAX, clean_text,
+};
 use crate::wire::pump::{OUTBOUND_MAX_FRAMES, pump};
 use crate::wire::socket::ServerSocket;
 
 /// The longest footprint, as JSON.
 const FOOTPRINT_MAX_BYTES: usize = 512 << 10;
+/// How long an agent that is refused may take to hear so.
+const FENCED_HEARS: Duration = Duration::from_secs(5);
 
 /// Serves one session until it ends.
 pub(super) async fn serve(server: &Arc<Server>, socket: ServerSocket, mut place: Place, peer: SocketAddr) {
@@ -45,10 +52,15 @@ pub(super) async fn serve(server: &Arc<Server>, socket: ServerSocket, mut place:
         peer,
         out,
         answering: JoinSet::new(),
-        greeted: false,
+        stage: Stage::New,
         described: false,
     };
     let end = loop {
+        if link.stage == Stage::Fenced {
+            // It hangs up when it has heard why.
+            let _ = timeout(FENCED_HEARS, pumping.join_next()).await;
+            return;
+        }
         let handled = tokio::select! {
             end = pumping.join_next() => break end.and_then(Result::ok).map_or(String::new(), |end| end.to_string()),
             () = turned(&mut cut) => break "cut off here".to_owned(),
@@ -62,6 +74,9 @@ pub(super) async fn serve(server: &Arc<Server>, socket: ServerSocket, mut place:
     };
     // The place is free before anything waits for a disk: the agent may be knocking already.
     drop(place);
+    if link.stage != Stage::Welcome {
+        return warn!(AGENT = %agent, "agent {agent} ({peer}) left before it was welcome: {end}");
+    }
     if server.registry.is_stopping() {
         info!(AGENT = %agent, "agent {agent} ({peer}) is let go");
     } else {
@@ -77,8 +92,21 @@ struct Link<'a> {
     peer: SocketAddr,
     out: mpsc::Sender<Vec<u8>>,
     answering: JoinSet<()>,
-    greeted: bool,
+    stage: Stage,
     described: bool,
+}
+
+/// How far a session is.
+#[derive(PartialEq)]
+enum Stage {
+    /// It has said nothing.
+    New,
+    /// Its hello was good; it is to say that it holds what it was offered.
+    Offered { software: String, disks: Vec<DiskOffer> },
+    /// It may attach its disks, and ask.
+    Welcome,
+    /// It was refused.
+    Fenced,
 }
 
 impl Link<'_> {
@@ -89,26 +117,12 @@ impl Link<'_> {
     async fn frame(&mut self, token: [u8; 16], frame: &[u8]) -> Result<(), String> {
         let (registry, agent) = (&self.server.registry, &self.agent);
         match decode_message(frame).map_err(|e| e.to_string())? {
-            ConfigUp::Hello { software, boot_id, disks } => {
-                if disks.is_empty() || disks.len() > DISKS_MAX {
-                    return Err(format!("an agent has 1 to {DISKS_MAX} disks, not {}", disks.len()));
-                }
-                if std::mem::replace(&mut self.greeted, true) {
-                    return Err("a second hello".to_owned());
-                }
-                for offer in &disks {
-                    check_device_name(&offer.device).map_err(|e| e.to_string())?;
-                }
-                let names: Vec<&str> = disks.iter().map(|offer| offer.device.as_str()).collect();
-                let version = clean_text(software);
-                let (peer, boot_id) = (self.peer, clean_text(boot_id));
-                let names = names.join(", ");
-                info!(AGENT = %agent, "agent {agent} ({peer}) with {names}; blxrep {version}, boot {boot_id}");
-                let paused = registry.offer(agent, version, disks);
-                // First: nothing of a paused disk is to be sent.
-                self.send(ConfigDown::Paused(paused)).await?;
-                self.send(ConfigDown::Welcome { session: token }).await
+            ConfigUp::Hello { software, boot_id, disks, generation } if self.stage == Stage::New => {
+                self.hello(clean_text(software), clean_text(boot_id), disks, generation).await
             }
+            ConfigUp::Hello { .. } => Err("a second hello".to_owned()),
+            ConfigUp::Holds(generation) => self.holds(token, generation).await,
+            _ if self.stage != Stage::Welcome => Err("a message before the welcome".to_owned()),
             ConfigUp::Footprint(_) if std::mem::replace(&mut self.described, true) => {
                 Err("a second footprint".to_owned())
             }
@@ -136,6 +150,64 @@ impl Link<'_> {
         }
     }
 
+    async fn hello(
+        &mut self,
+        software: String,
+        boot_id: String,
+        disks: Vec<DiskOffer>,
+        shown: Option<Generation>,
+    ) -> Result<(), String> {
+        let (agent, peer) = (self.agent.clone(), self.peer);
+        if disks.is_empty() || disks.len() > DISKS_MAX {
+            return Err(format!("an agent has 1 to {DISKS_MAX} disks, not {}", disks.len()));
+        }
+        for offer in &disks {
+            check_device_name(&offer.device).map_err(|e| e.to_string())?;
+        }
+        let names: Vec<&str> = disks.iter().map(|offer| offer.device.as_str()).collect();
+        let names = names.join(", ");
+        info!(AGENT = %agent, "agent {agent} ({peer}) with {names}; blxrep {software}, boot {boot_id}");
+        let (registry, of) = (self.server.registry.clone(), agent.clone());
+        let decided = spawn_blocking(move || registry.house.generations.hello(&of, shown)).await;
+        match decided.map_err(|e| e.to_string())?.map_err(|e| e.to_string())? {
+            Ok((standing, offer)) => {
+                warn_of(standing, &agent, shown);
+                self.stage = Stage::Offered { software, disks };
+                self.send(ConfigDown::Offer(offer)).await
+            }
+            Err(fenced) => {
+                let why = format!("the machine at {} is refused: {fenced}", peer.ip());
+                if self.server.registry.fenced(&agent, &why) {
+                    let advice = format!("if it is the right one: 'blxctl accept {agent}'");
+                    error!(MESSAGE_ID = AGENT_FENCED, AGENT = %agent, "agent {agent}: {why}; {advice}");
+                }
+                self.stage = Stage::Fenced;
+                let advice = format!(
+                    "if this is the right machine, 'blxctl accept {agent}' on the dispatcher; if it is a copy, enroll it under a name of its own"
+                );
+                self.send(ConfigDown::Fenced { reason: format!("{fenced}; {advice}") }).await
+            }
+        }
+    }
+
+    /// The agent holds what it was offered: only now nobody else can go on in its place.
+    async fn holds(&mut self, token: [u8; 16], held: Generation) -> Result<(), String> {
+        let Stage::Offered { software, disks } = std::mem::replace(&mut self.stage, Stage::New) else {
+            return Err("a generation without a hello".to_owned());
+        };
+        let (registry, of) = (self.server.registry.clone(), self.agent.clone());
+        let confirmed = spawn_blocking(move || registry.house.generations.confirm(&of, held)).await;
+        if !confirmed.map_err(|e| e.to_string())?.map_err(|e| e.to_string())? {
+            return Err("it holds a generation that it was not offered".to_owned());
+        }
+        self.stage = Stage::Welcome;
+        let peer = Peer { address: self.peer, version: software };
+        let paused = self.server.registry.welcome(&self.agent, peer, disks);
+        // First: nothing of a paused disk is to be sent.
+        self.send(ConfigDown::Paused(paused)).await?;
+        self.send(ConfigDown::Welcome { session: token }).await
+    }
+
     async fn footprint(&self, json: &str) -> Result<(), String> {
         if json.len() > FOOTPRINT_MAX_BYTES {
             return Err("a footprint that is too long".to_owned());
@@ -148,6 +220,21 @@ impl Link<'_> {
             warn!(AGENT = %self.agent, "its footprint is not kept: {}", clean_text(error.to_string()));
         }
         Ok(())
+    }
+}
+
+fn warn_of(standing: Standing, agent: &AgentId, shown: Option<Generation>) {
+    match standing {
+        Standing::First | Standing::Known => {}
+        Standing::Reinstalled => warn!(
+            AGENT = %agent,
+            "agent {agent} shows no generation, though one was given out: its state directory is new; its disks are compared"
+        ),
+        Standing::DispatcherBehind => warn!(
+            AGENT = %agent,
+            "agent {agent} shows generation {}, which was not given out here: this data directory is an old copy, or a file of generations/ is lost; checkpoints may be missing, the disks are compared",
+            shown.map_or(0, |shown| shown.number)
+        ),
     }
 }
 
@@ -172,8 +259,8 @@ async fn answer(
             let data_dir = server.data_dir.clone();
             spawn_blocking(move || show(data_dir, &agent, disk, start, end)).await.unwrap_or_default()
         }
-        Question::Sync { disk } => {
-            let done = server.registry.sync(&agent, &disk).await.await;
+        Question::Sync { disk, compare } => {
+            let done = server.registry.sync(&agent, &disk, compare).await.await;
             vec![match done {
                 Ok(Ok(id)) => Answer::Synced { id },
                 Ok(Err(problem)) => {

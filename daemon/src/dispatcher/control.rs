@@ -14,7 +14,7 @@ use tracing::error;
 
 use super::registry::Registry;
 use crate::bus::control::{About, Control, Details, Failure, Planned, Progress, RestoreRequest, Which};
-use crate::bus::outcome::{canceled, check_target, lines, report, restored, value};
+use crate::bus::outcome::{Compared, canceled, check_target, lines, report, restored, value};
 use crate::clock::unix_ms;
 use crate::ids::{AgentId, CheckpointId, DiskId};
 use crate::message_id::DAMAGE_FOUND;
@@ -68,6 +68,7 @@ impl Control for DispatcherControl {
             address: String::new(),
             last_seen_unix_ms: 0,
             disks: 0,
+            refused: String::new(),
         };
         // A file that cannot be read is told where agents connect.
         for id in Agents::load_if_there(&self.registry.agents_file).unwrap_or_default().ids() {
@@ -86,6 +87,9 @@ impl Control for DispatcherControl {
             (agent.address, agent.version) = (peer.address.to_string(), peer.version);
         }
         let mut agents: Vec<AgentStatus> = agents.into_values().collect();
+        for agent in &mut agents {
+            agent.refused = self.registry.why_fenced(&agent.id).unwrap_or_default();
+        }
         agents.sort_by(|a, b| a.id.cmp(&b.id));
         agents
     }
@@ -104,19 +108,44 @@ impl Control for DispatcherControl {
         self.registry.set_paused(disks, paused).map_err(failed)
     }
 
-    fn sync(&self, which: &Which) -> Result<Planned, Problem> {
+    fn accept(&self, which: &Which) -> Result<(), Problem> {
+        let agent = which.agent()?;
+        if which.disk.is_some() {
+            let meant = which.among(&self.disks())?;
+            for disk in meant {
+                let kept = self.registry.accept_disk(&disk.agent, &disk.disk);
+                kept.map_err(|e| Problem::new(ProblemKind::Failed, e.to_string()))?;
+            }
+            return Ok(());
+        }
+        match self.registry.accept_machine(&agent) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                let text = format!(
+                    "nothing to accept: no machine was refused as agent {agent}; for a disk that shrank or was replaced, name the disk"
+                );
+                Err(Problem::new(ProblemKind::Failed, text))
+            }
+            Err(e) => Err(Problem::new(ProblemKind::Failed, e.to_string())),
+        }
+    }
+
+    fn sync(&self, which: &Which, compare: bool) -> Result<Planned, Problem> {
         let disks = which.to_sync(&self.disks())?;
         let disk = if let [one] = &*disks { one.disk.to_string() } else { String::new() };
         let about = About { agent: which.agent.clone(), disk, ..About::default() };
         let (registry, runtime) = (self.registry.clone(), self.runtime.clone());
         let work = move |progress: &Progress| {
             let order = |disk: &DiskStatus| {
-                (disk.disk.clone(), runtime.block_on(registry.sync(&disk.agent, &disk.disk)))
+                let receiver = runtime.block_on(registry.sync(&disk.agent, &disk.disk, compare));
+                (disk.disk.clone(), receiver)
             };
             let ordered: Vec<_> = disks.iter().map(order).collect();
+            let mut compared = Compared::new(if compare { &disks } else { &[] });
+            let mut tell = || compared.tell(|| registry.disks(), progress);
             let mut checkpoints = HashMap::new();
             for (disk, mut receiver) in ordered {
-                let id = wait(&runtime, &mut receiver, progress)?;
+                let id = wait(&runtime, &mut receiver, progress, &mut tell)?;
                 checkpoints.insert(disk.to_string(), id.to_string());
             }
             Ok(Details::from([("checkpoints".to_owned(), value(checkpoints))]))
@@ -182,8 +211,10 @@ fn wait(
     runtime: &Handle,
     receiver: &mut Receiver<Result<CheckpointId, Problem>>,
     progress: &Progress,
+    tell: &mut impl FnMut(),
 ) -> Result<CheckpointId, Failure> {
     loop {
+        tell();
         match runtime.block_on(async { timeout(POLL, &mut *receiver).await }) {
             Ok(Ok(done)) => return Ok(done?),
             Ok(Err(_)) => {

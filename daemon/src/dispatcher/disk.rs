@@ -53,7 +53,12 @@ pub enum Input {
     /// A connection is gone.
     LinkDown(u64),
     /// Take a checkpoint as soon as possible, and tell what became of it.
-    SyncNow(SyncReply),
+    SyncNow {
+        /// Who waits.
+        reply: SyncReply,
+        /// Whether the whole disk is to be compared first.
+        compare: bool,
+    },
     /// It is not paused any more: a checkpoint is due.
     Resumed,
     /// Make everything durable and end.
@@ -97,6 +102,8 @@ impl DiskHandle {
             orders: None,
             waiting: Vec::new(),
             ordered: Vec::new(),
+            comparing: Vec::new(),
+            compared: false,
             shown,
             action: None,
             house,
@@ -137,6 +144,9 @@ struct Worker {
     /// Who waits for the next sync that is ordered, and for the one that was.
     waiting: Vec<SyncReply>,
     ordered: Vec<SyncReply>,
+    /// Who waits for the checkpoint behind a compare, which the disk attaches anew for; and whether the compare is done.
+    comparing: Vec<SyncReply>,
+    compared: bool,
     shown: Arc<SharedDisk>,
     action: Option<Action>,
     pulse: Arc<Pulse>,
@@ -156,6 +166,7 @@ impl Worker {
                 Err(_) => self.idle(),
             }
             self.order_if_due();
+            self.end_compares();
         }
         self.session.detach();
     }
@@ -169,12 +180,12 @@ impl Worker {
             Input::Frame(number, endpoint, bytes) => self.frame(number, endpoint, &bytes),
             Input::LinkDown(number) if self.is_linked(number) => self.detach(None),
             Input::LinkDown(_) | Input::Stop => {}
-            Input::SyncNow(reply) => self.sync_now(reply),
+            Input::SyncNow { reply, compare } => self.sync_now(reply, compare),
             Input::Resumed => self.schedule.hurry(),
         }
     }
 
-    fn sync_now(&mut self, reply: SyncReply) {
+    fn sync_now(&mut self, reply: SyncReply, compare: bool) {
         let agent = &self.agent;
         let device = self.shown.status().device.clone();
         let (kind, reason) = if self.shown.pause.is_paused() {
@@ -184,11 +195,46 @@ impl Worker {
         } else if !self.ready {
             let reason = "is still being copied or compared; a checkpoint follows by itself";
             (ProblemKind::Busy, format!("{agent}'s {device} {reason}"))
-        } else {
+        } else if !compare {
             self.waiting.push(reply);
             return self.schedule.hurry();
+        } else if self.order(true) {
+            self.compared = false;
+            return self.comparing.push(reply);
+        } else {
+            (ProblemKind::NotConnected, format!("{agent}'s {device} takes no orders now: try again"))
         };
         let _ = reply.send(Err(Problem::new(kind, reason)));
+    }
+
+    /// Tells the agent to sync. It compares by attaching anew, with a gap.
+    fn order(&self, compare: bool) -> bool {
+        let order = ConfigDown::Sync { disk: self.disk.clone(), compare };
+        self.orders.as_ref().is_some_and(|orders| orders.try_send(order).is_ok())
+    }
+
+    /// Who waits for a compare waits over new connections of the disk, but not over a pause or the session's end.
+    fn end_compares(&mut self) {
+        if self.comparing.is_empty() {
+            return;
+        }
+        if self.shown.pause.is_paused() {
+            for reply in self.comparing.drain(..) {
+                let reason = format!("{}'s disk {} was paused: resume it first", self.agent, self.disk);
+                let _ = reply.send(Err(Problem::new(ProblemKind::Paused, reason)));
+            }
+        } else if self.orders.as_ref().is_none_or(mpsc::Sender::is_closed) {
+            self.comparing.clear();
+        }
+    }
+
+    /// Those to whom the end of the ordered sync matters.
+    fn take_answered(&mut self) -> Vec<SyncReply> {
+        let mut answered = std::mem::take(&mut self.ordered);
+        if std::mem::take(&mut self.compared) {
+            answered.append(&mut self.comparing);
+        }
+        answered
     }
 
     fn is_linked(&self, number: u64) -> bool {
@@ -254,7 +300,13 @@ impl Worker {
     fn event(&mut self, event: Event) {
         match event {
             Event::Answer(endpoint, message) => self.answer(endpoint, &message),
-            Event::Ready => self.ready = true,
+            Event::Ready { scanned } => {
+                self.ready = true;
+                if scanned && !self.comparing.is_empty() {
+                    self.compared = true;
+                    self.schedule.hurry();
+                }
+            }
             Event::SyncFailed { reason, paused } => self.sync_failed(reason, paused),
             Event::Committed(checkpoint) => self.committed(&checkpoint),
         }
@@ -263,7 +315,7 @@ impl Worker {
     fn sync_failed(&mut self, reason: String, paused: bool) {
         self.schedule.failed(self.began.elapsed());
         let kind = if paused { ProblemKind::Paused } else { ProblemKind::Failed };
-        for reply in self.ordered.drain(..) {
+        for reply in self.take_answered() {
             let _ = reply.send(Err(Problem::new(kind, format!("no checkpoint: {reason}"))));
         }
         if paused {
@@ -291,11 +343,11 @@ impl Worker {
         }
         self.shown.status().last_error = None;
         self.show();
-        for reply in self.ordered.drain(..) {
-            let _ = reply.send(Ok(*id));
-        }
         let added = CheckpointAdded { agent: agent.clone(), disk: disk.clone(), id: *id };
         let _ = self.house.checkpoints.send(added);
+        for reply in self.take_answered() {
+            let _ = reply.send(Ok(*id));
+        }
     }
 
     fn answer(&mut self, endpoint: Endpoint, message: &DiskDown) {
@@ -329,8 +381,7 @@ impl Worker {
         if !self.ready || self.shown.pause.is_paused() || !self.schedule.take_due(self.began.elapsed()) {
             return;
         }
-        let order = ConfigDown::Sync { disk: self.disk.clone() };
-        let sent = self.orders.as_ref().is_some_and(|orders| orders.try_send(order).is_ok());
+        let sent = self.order(false);
         debug!(AGENT = %self.agent, DISK = %self.disk, "a sync is ordered");
         self.ordered.append(&mut self.waiting);
         self.show();

@@ -4,6 +4,7 @@ pub mod config_link;
 pub mod control;
 pub mod disk;
 pub mod fetch;
+pub mod generations;
 pub mod reattach;
 pub mod registry;
 pub mod schedule;

@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blxrep_dbus::problem::{Problem, ProblemKind};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::error;
 
 use super::disk::{DiskHandle, Input};
+use super::generations::Generations;
 use crate::accept::Accepted;
 use crate::checkpoint::chain;
 use crate::disk_list::DiskListError;
@@ -30,6 +31,8 @@ use crate::wire::message::{ConfigDown, DiskOffer, clean_text};
 
 /// The most disks one agent may offer.
 pub const DISKS_MAX: usize = 128;
+/// A machine that is refused asks again at least this often: silent for longer, it is gone.
+const FENCED_SHOWN: Duration = Duration::from_secs(180);
 
 /// What every disk's thread uses.
 pub struct House {
@@ -45,6 +48,8 @@ pub struct House {
     pub watchdog: Watchdog,
     /// The disks whose change a person accepted.
     pub accepted: Accepted,
+    /// Which machine each agent's name belongs to.
+    pub generations: Generations,
     /// This run of the dispatcher.
     pub instance: Epoch,
 }
@@ -62,7 +67,8 @@ struct Session {
     token: [u8; 16],
     orders: mpsc::Sender<ConfigDown>,
     disks: HashMap<DiskId, DiskOffer>,
-    peer: Peer,
+    /// Who it is, once it was welcomed.
+    peer: Option<Peer>,
     cut: watch::Sender<bool>,
 }
 
@@ -100,6 +106,8 @@ impl From<&AgentEntry> for Seen {
 struct State {
     sessions: HashMap<AgentId, Session>,
     seen: HashMap<AgentId, Seen>,
+    /// Why a machine was refused, and when last.
+    fenced: HashMap<AgentId, (String, Instant)>,
     disks: HashMap<(AgentId, DiskId), Known>,
 }
 
@@ -207,21 +215,20 @@ impl Registry {
     }
 
     /// Takes an agent's place; `None` if it is taken already.
-    pub fn enter(self: &Arc<Self>, agent: &AgentId, token: [u8; 16], address: SocketAddr) -> Option<Place> {
+    pub fn enter(self: &Arc<Self>, agent: &AgentId, token: [u8; 16]) -> Option<Place> {
         let mut state = self.state();
         if state.sessions.contains_key(agent) {
             return None;
         }
         let (orders_tx, orders) = mpsc::channel(2 * DISKS_MAX);
         let (cut_tx, cut) = watch::channel(false);
-        let peer = Peer { address, version: String::new() };
-        let session = Session { token, orders: orders_tx, disks: HashMap::new(), peer, cut: cut_tx };
+        let session = Session { token, orders: orders_tx, disks: HashMap::new(), peer: None, cut: cut_tx };
         state.sessions.insert(agent.clone(), session);
         Some(Place { registry: self.clone(), agent: agent.clone(), token, cut, orders })
     }
 
-    /// Remembers the disks an agent offers in this session; gives those of the agent that are paused here.
-    pub fn offer(&self, agent: &AgentId, version: String, disks: Vec<DiskOffer>) -> Vec<DiskId> {
+    /// Lets the disks an agent offers in this session attach; gives those of the agent that are paused here.
+    pub fn welcome(&self, agent: &AgentId, peer: Peer, disks: Vec<DiskOffer>) -> Vec<DiskId> {
         let mut state = self.state();
         // What is neither stored nor offered any more is forgotten.
         state.disks.retain(|(of, disk), known| {
@@ -236,7 +243,7 @@ impl Registry {
             shown.status().device.clone_from(&offer.device);
         }
         if let Some(session) = state.sessions.get_mut(agent) {
-            session.peer.version = version;
+            session.peer = Some(peer);
             session.disks = disks.into_iter().map(|offer| (offer.disk.clone(), offer)).collect();
         }
         self.pauses.of(agent)
@@ -330,7 +337,50 @@ impl Registry {
 
     /// The agents that are connected.
     pub fn agents(&self) -> HashMap<AgentId, Peer> {
-        self.state().sessions.iter().map(|(agent, session)| (agent.clone(), session.peer.clone())).collect()
+        let welcome = |(agent, session): (&AgentId, &Session)| Some((agent.clone(), session.peer.clone()?));
+        self.state().sessions.iter().filter_map(welcome).collect()
+    }
+
+    /// The agents that hold a place, welcome or not.
+    pub fn present(&self) -> Vec<AgentId> {
+        self.state().sessions.keys().cloned().collect()
+    }
+
+    /// Notes that a machine was refused under an agent's name; gives whether that is news.
+    pub fn fenced(&self, agent: &AgentId, why: &str) -> bool {
+        let mut state = self.state();
+        let news = state.fenced(agent).is_none_or(|known| known != why);
+        state.fenced.insert(agent.clone(), (why.to_owned(), Instant::now()));
+        news
+    }
+
+    /// Why a machine is refused under an agent's name, if one is and was heard of lately.
+    pub fn why_fenced(&self, agent: &AgentId) -> Option<String> {
+        self.state().fenced(agent).map(str::to_owned)
+    }
+
+    /// A person takes the machine that was refused last under an agent's name for the right one: it goes on at its next
+    /// try, and whoever is connected under that name is cut off. False if none was refused. Blocks.
+    ///
+    /// # Errors
+    /// When that cannot be kept.
+    pub fn accept_machine(&self, agent: &AgentId) -> std::io::Result<bool> {
+        let accepted = self.house.generations.accept(agent)?.is_some();
+        if accepted {
+            self.state().fenced.remove(agent);
+            self.cut(agent);
+        }
+        Ok(accepted)
+    }
+
+    /// A person accepts that a disk shrank or was replaced; its agent is to attach it again at once. Blocks.
+    ///
+    /// # Errors
+    /// When that cannot be kept.
+    pub fn accept_disk(&self, agent: &AgentId, disk: &DiskId) -> Result<(), DiskListError> {
+        self.house.accepted.add(agent, disk)?;
+        self.cut(agent);
+        Ok(())
     }
 
     /// How every disk is doing that is stored or was seen since the dispatcher started.
@@ -342,17 +392,19 @@ impl Registry {
         disks
     }
 
-    /// Orders a checkpoint of a disk now. The receiver tells what became of it, and ends if the connection breaks.
+    /// Orders a checkpoint of a disk now, after a compare of the whole disk if that is wanted. The receiver tells what
+    /// became of it, and ends if the connection breaks.
     pub async fn sync(
         &self,
         agent: &AgentId,
         disk: &DiskId,
+        compare: bool,
     ) -> oneshot::Receiver<Result<CheckpointId, Problem>> {
         let (reply, receiver) = oneshot::channel();
         let handle = self.state().disks.get(&(agent.clone(), disk.clone())).and_then(|d| d.handle.clone());
         match handle {
             // A thread that has ended drops the reply.
-            Some(handle) => drop(handle.queue.send(Input::SyncNow(reply)).await),
+            Some(handle) => drop(handle.queue.send(Input::SyncNow { reply, compare }).await),
             None => {
                 let text = format!("{agent}'s disk {disk} is not connected: see 'blxctl status'");
                 let _ = reply.send(Err(Problem::new(ProblemKind::NotConnected, text)));
@@ -376,8 +428,8 @@ impl Registry {
     /// Ends every session and every disk's thread, everything received made durable. Blocks: not for async threads.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
-        for agent in self.agents().keys() {
-            self.cut(agent);
+        for agent in self.present() {
+            self.cut(&agent);
         }
         let disks: Vec<DiskHandle> =
             self.state().disks.drain().filter_map(|(_, known)| known.handle).collect();
@@ -385,6 +437,13 @@ impl Registry {
             let _ = disk.queue.blocking_send(Input::Stop);
         }
         disks.iter().for_each(DiskHandle::join);
+    }
+}
+
+impl State {
+    fn fenced(&self, agent: &AgentId) -> Option<&str> {
+        let (why, last) = self.fenced.get(agent)?;
+        (last.elapsed() < FENCED_SHOWN).then_some(why)
     }
 }
 

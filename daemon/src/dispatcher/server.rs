@@ -90,7 +90,7 @@ impl Server {
             Ok(Err(error)) => return warn!("nobody is admitted: {error}"),
             Err(_) => return,
         };
-        let admit = |upgrade: &Upgrade| self.admit(&agents, upgrade, peer);
+        let admit = |upgrade: &Upgrade| self.admit(&agents, upgrade);
         let (socket, endpoint, entry) = match accept(tcp, &self.acceptor, peer.ip(), admit).await {
             Ok(accepted) => accepted,
             Err(error) => return warn!("{peer}: {error}"),
@@ -103,7 +103,7 @@ impl Server {
         }
     }
 
-    fn admit(&self, agents: &Agents, upgrade: &Upgrade, peer: SocketAddr) -> Result<Entry, Refusal> {
+    fn admit(&self, agents: &Agents, upgrade: &Upgrade) -> Result<Entry, Refusal> {
         let refuse = |status, reason: String| {
             let who = upgrade.header(header::AGENT).unwrap_or("?").escape_default().to_string();
             warn!(AGENT = %who, "refused on {}: {reason}", upgrade.endpoint);
@@ -124,8 +124,12 @@ impl Server {
         }
         if upgrade.endpoint == Endpoint::Config {
             let token = random_token().map_err(|e| refuse(500, e.to_string()))?;
-            let place = self.registry.enter(&agent, token, peer);
-            let taken = || refuse(409, format!("agent {agent} is connected already"));
+            let place = self.registry.enter(&agent, token);
+            let taken = || {
+                let why =
+                    "is connected already: do two machines have its key? Enroll each under a name of its own";
+                refuse(409, format!("agent {agent} {why}"))
+            };
             return place.map(Entry::Config).ok_or_else(taken);
         }
         let token = upgrade.header(header::SESSION).and_then(unhex::<16>).unwrap_or_default();
@@ -174,7 +178,7 @@ async fn watch_agents(registry: Arc<Registry>, mut stop: watch::Receiver<bool>) 
         }
         let path = registry.agents_file.clone();
         let Ok(Ok(agents)) = spawn_blocking(move || Agents::load(&path)).await else { continue };
-        for agent in registry.agents().into_keys().filter(|agent| !agents.contains(agent)) {
+        for agent in registry.present().into_iter().filter(|agent| !agents.contains(agent)) {
             warn!(AGENT = %agent, "agent {agent} is not in the agents file any more: cut off");
             registry.cut(&agent);
         }

@@ -58,7 +58,10 @@ pub enum Event {
     /// Send this to the agent.
     Answer(Endpoint, DiskDown),
     /// The disk is attached and nothing must be scanned before syncs.
-    Ready,
+    Ready {
+        /// A copy or compare has just ended.
+        scanned: bool,
+    },
     /// A checkpoint was committed.
     Committed(Box<Checkpoint>),
     /// An ordered sync failed.
@@ -231,7 +234,9 @@ impl DiskSession {
         self.comparing = reason.map(|_| claim.epoch);
         let scanning = plan != Plan::Continue;
         let acked = [next_seq - 1; 2];
-        if let Some(why) = gap {
+        if claim.gap == Some(Gap::Ordered) {
+            info!(AGENT = %self.agent, DISK = %self.disk, "the whole disk is compared, as ordered");
+        } else if let Some(why) = gap {
             warn!(
                 MESSAGE_ID = GAP_FOUND, AGENT = %self.agent, DISK = %self.disk,
                 "gap: {why}; the whole disk is compared"
@@ -256,7 +261,7 @@ impl DiskSession {
             window_bytes: WINDOW_BYTES,
         };
         let mut events = vec![Event::Answer(Endpoint::Live, attached)];
-        events.extend((!scanning).then_some(Event::Ready));
+        events.extend((!scanning).then_some(Event::Ready { scanned: false }));
         Ok(events)
     }
 
@@ -353,7 +358,7 @@ impl DiskSession {
             (Endpoint::Snapshot, DiskUp::ScanDone) => {
                 let was = std::mem::replace(&mut attachment.scanning, false);
                 let mut events = self.flush()?;
-                events.extend(was.then_some(Event::Ready));
+                events.extend(was.then_some(Event::Ready { scanned: true }));
                 Ok(events)
             }
             (Endpoint::Live, DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms, note }) => {

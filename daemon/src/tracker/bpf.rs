@@ -148,6 +148,11 @@ impl Tracker for BpfTracker {
         Ok(self.meta().claim())
     }
 
+    fn order_compare(&mut self) -> Result<(), TrackerError> {
+        self.meta().raise(Gap::Ordered);
+        Ok(())
+    }
+
     fn gap_count(&self) -> u64 {
         self.meta().gap_count()
     }

@@ -49,6 +49,8 @@ pub enum Gap {
     Audit,
     /// Another medium or backing file is behind the device now (its `diskseq` changed).
     MediumChanged,
+    /// A person ordered a compare: nothing is known to be missed.
+    Ordered,
 }
 
 impl Gap {
@@ -63,6 +65,7 @@ impl Gap {
             Self::DiscardTooLong => 6,
             Self::Audit => 7,
             Self::MediumChanged => 8,
+            Self::Ordered => 9,
         }
     }
 
@@ -77,6 +80,7 @@ impl Gap {
             6 => Some(Self::DiscardTooLong),
             7 => Some(Self::Audit),
             8 => Some(Self::MediumChanged),
+            9 => Some(Self::Ordered),
             _ => Some(Self::NewTracker),
         }
     }
@@ -93,6 +97,7 @@ impl fmt::Display for Gap {
             Self::DiscardTooLong => "a discard had more ranges than the probe can walk",
             Self::Audit => "the kernel counted more sectors written than the probe saw",
             Self::MediumChanged => "another medium is in the device",
+            Self::Ordered => "a compare was ordered",
         })
     }
 }
@@ -160,6 +165,12 @@ pub trait Tracker: Send {
     /// # Errors
     /// When the kernel cannot be asked.
     fn claim(&mut self) -> Result<Claim, TrackerError>;
+
+    /// Raises [`Gap::Ordered`]: the whole disk is to be compared.
+    ///
+    /// # Errors
+    /// When the kernel's maps cannot be reached any more.
+    fn order_compare(&mut self) -> Result<(), TrackerError>;
 
     /// How often a gap was raised in this tracker's life: a compare heals the gaps that were raised before it began,
     /// so one that begins at number n heals if the number is still n at the commit.

@@ -73,6 +73,11 @@ impl Tracker for SimTracker {
         }))
     }
 
+    fn order_compare(&mut self) -> Result<(), TrackerError> {
+        self.raise(Gap::Ordered);
+        Ok(())
+    }
+
     fn gap_count(&self) -> u64 {
         self.with(|s| s.gap_count)
     }

@@ -252,11 +252,19 @@ pub fn enroll(agents_file: &Path, key: &AgentKey, may_restore: bool) -> Result<(
 /// # Errors
 /// What the file system says; the old file is then still there.
 pub(crate) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    write_with_mode(path, content, 0o640)
+}
+
+/// The same with another mode.
+///
+/// # Errors
+/// As there.
+pub(crate) fn write_with_mode(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let temporary = path.with_file_name(name);
     let _ = fs::remove_file(&temporary);
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&temporary)?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
     let done =
         file.write_all(content).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path));
     if done.is_err() {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bitmap::Extent;
 use crate::checkpoint::{Checkpoint, Consistency};
+use crate::generation::Generation;
 use crate::geometry::Geometry;
 use crate::hash::{BlockHash, GroupDigest};
 use crate::ids::{CheckpointId, DiskId, Epoch};
@@ -68,8 +69,12 @@ pub enum ConfigUp {
         boot_id: String,
         /// The disks it tracks.
         disks: Vec<DiskOffer>,
+        /// What it holds durably; nothing at its first start and when its state directory was lost.
+        generation: Option<Generation>,
     },
-    /// What the host is, as JSON.
+    /// It holds durably what it was offered.
+    Holds(Generation),
+    /// What the host is, as JSON; once, after the welcome.
     Footprint(String),
     /// The disks that are paused on the agent's host: all of them, after the welcome and after every change.
     Paused(Vec<DiskId>),
@@ -98,6 +103,8 @@ pub enum Question {
     Sync {
         /// Which disk.
         disk: DiskId,
+        /// After a compare of the whole disk.
+        compare: bool,
     },
 }
 
@@ -128,7 +135,14 @@ pub enum Answer {
 /// Dispatcher to agent on `/ws/config`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ConfigDown {
-    /// The answer to a hello.
+    /// The answer to a hello: what the agent is to hold from now on, and show in its next hello.
+    Offer(Generation),
+    /// The other answer to a hello: somebody else goes on under this name. Nothing follows.
+    Fenced {
+        /// Why, a sentence that says what to do.
+        reason: String,
+    },
+    /// The agent holds what it was offered: it may attach its disks.
     Welcome {
         /// Names this session in the upgrades of the other endpoints.
         session: [u8; 16],
@@ -137,6 +151,8 @@ pub enum ConfigDown {
     Sync {
         /// Which disk.
         disk: DiskId,
+        /// After a compare of the whole disk.
+        compare: bool,
     },
     /// The disks of this agent that are paused on the dispatcher: all of them, before the welcome and after every change.
     Paused(Vec<DiskId>),

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use blxrep::agent::link::Dial;
+use blxrep::generation::Generation;
 use blxrep::geometry::Geometry;
 use blxrep::wire::frame::{decode_message, encode_message};
 use blxrep::wire::key::{AgentKey, hex};
@@ -40,8 +41,13 @@ pub async fn next(socket: &mut ClientSocket) -> Option<Vec<u8>> {
     }
 }
 
-/// Begins a session that offers one disk; waits for a session before to end. Gives its connection and its token.
-pub async fn session(dial: &Dial, disk: &str, geometry: Geometry) -> (ClientSocket, [u8; 16]) {
+/// Says hello with one disk; waits for a session before to end. Gives the connection and the answer.
+pub async fn hello(
+    dial: &Dial,
+    disk: &str,
+    geometry: Geometry,
+    generation: Option<Generation>,
+) -> (ClientSocket, ConfigDown) {
     let mut tries = 0;
     let mut config = loop {
         match dial.open(Endpoint::Config, &dial.headers()).await {
@@ -52,8 +58,17 @@ pub async fn session(dial: &Dial, disk: &str, geometry: Geometry) -> (ClientSock
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     };
     let disks = vec![DiskOffer { disk: disk.parse().unwrap(), device: disk.to_owned(), geometry }];
-    let hello = ConfigUp::Hello { software: "test".into(), boot_id: "x".into(), disks };
+    let hello = ConfigUp::Hello { software: "test".into(), boot_id: "x".into(), disks, generation };
     send(&mut config, encode_message(&hello).unwrap()).await;
+    let answer = decode_message(&next(&mut config).await.unwrap()).unwrap();
+    (config, answer)
+}
+
+/// Begins a session of a newly installed agent that offers one disk. Gives its connection and its token.
+pub async fn session(dial: &Dial, disk: &str, geometry: Geometry) -> (ClientSocket, [u8; 16]) {
+    let (mut config, answer) = hello(dial, disk, geometry, None).await;
+    let ConfigDown::Offer(generation) = answer else { panic!("{answer:?}") };
+    send(&mut config, encode_message(&ConfigUp::Holds(generation)).unwrap()).await;
     let paused: ConfigDown = decode_message(&next(&mut config).await.unwrap()).unwrap();
     assert_eq!(paused, ConfigDown::Paused(Vec::new()), "before the welcome");
     let welcome = decode_message(&next(&mut config).await.unwrap()).unwrap();

@@ -19,6 +19,7 @@ async fn call_all(
         ("Resume", manager.resume("web1", options()).await.map(|_| ())),
         ("Sync", manager.sync("web1", options()).await.map(|_| ())),
         ("Verify", manager.verify("web1", "latest", options()).await.map(|_| ())),
+        ("Accept", manager.accept("web1", options()).await),
     ]
 }
 
@@ -38,8 +39,9 @@ async fn every_method_reaches_the_role_with_what_was_asked_for() {
         "restore web1 Some(\"sda\") latest /t false",
         "set_paused web1 Some(\"sda\") true",
         "set_paused web1 Some(\"sda\") false",
-        "sync web1 Some(\"sda\")",
+        "sync web1 Some(\"sda\") false",
         "verify web1 Some(\"sda\") latest",
+        "accept web1 Some(\"sda\")",
     ];
     assert_eq!(world.fake.take(), asked);
     let about = |checkpoint: &str, target: &str| About {
@@ -55,11 +57,14 @@ async fn every_method_reaches_the_role_with_what_was_asked_for() {
         (ACTION_PAUSE, about("", "")),
         (ACTION_CHECKPOINT, about("", "")),
         (ACTION_CHECKPOINT, about("latest", "")),
+        (ACTION_CHECKPOINT, about("", "")),
     ];
     assert_eq!(world.told.take(), expected.map(|(action, about)| (action.to_owned(), about)));
     let options = Options::from([("start", "202611212034".into()), ("end", "202611212035".into())]);
     manager.show("", options).await.unwrap();
-    assert_eq!(world.fake.take(), ["show  None Some(202611212034) Some(202611212035)"]);
+    manager.sync("web1", Options::from([("compare", true.into())])).await.unwrap();
+    let asked = ["show  None Some(202611212034) Some(202611212035)", "sync web1 None true"];
+    assert_eq!(world.fake.take(), asked);
 }
 
 #[tokio::test]
@@ -105,6 +110,7 @@ async fn what_comes_back_is_what_the_contract_says() {
         ("address", "192.0.2.1:5".into()),
         ("last_seen_usec", 1_000_000u64.into()),
         ("disks", 2u32.into()),
+        ("refused", "a copy".into()),
     ]);
     assert_eq!(agents, [expected]);
 }
@@ -146,6 +152,8 @@ async fn an_option_that_is_not_known_or_of_another_type_is_refused_before_anythi
             ProblemKind::InvalidArgument
         );
     }
+    let compare = Options::from([("compare", "yes".into())]);
+    assert_eq!(kind(manager.sync("web1", compare).await), ProblemKind::InvalidArgument);
     let output = Options::from([("output", "/dev/sda".into())]);
     assert_eq!(kind(manager.restore("web1", "latest", "/t", output).await), ProblemKind::InvalidArgument);
     for (agent, checkpoint, target) in
@@ -168,7 +176,7 @@ async fn what_access_denies_never_reaches_the_role() {
     for (name, result) in call_all(&manager, with_disk).await {
         assert_eq!(kind(result), ProblemKind::AccessDenied, "{name}");
     }
-    assert_eq!(world.told.take().len(), 6);
+    assert_eq!(world.told.take().len(), 7);
     assert_eq!(world.fake.take(), Vec::<String>::new());
 }
 
@@ -191,7 +199,10 @@ async fn a_role_that_breaks_off_is_an_error_and_not_silence() {
         fn set_paused(&self, _: &Which, _: bool) -> Result<Vec<(AgentId, DiskId)>, Problem> {
             panic!("on purpose")
         }
-        fn sync(&self, _: &Which) -> Result<Planned, Problem> {
+        fn sync(&self, _: &Which, _: bool) -> Result<Planned, Problem> {
+            panic!("on purpose")
+        }
+        fn accept(&self, _: &Which) -> Result<(), Problem> {
             panic!("on purpose")
         }
         fn restore(&self, _: RestoreRequest) -> Result<Planned, Problem> {

@@ -119,6 +119,7 @@ impl Control for Fake {
             address: "192.0.2.1:5".into(),
             last_seen_unix_ms: 1000,
             disks: 2,
+            refused: "a copy".into(),
         }]
     }
 
@@ -136,9 +137,13 @@ impl Control for Fake {
         Ok(vec![(agent_id("web1"), disk_id("5000-a"))])
     }
 
-    fn sync(&self, which: &Which) -> Result<Planned, Problem> {
-        self.note(format!("sync {} {:?}", which.agent, which.disk))?;
+    fn sync(&self, which: &Which, compare: bool) -> Result<Planned, Problem> {
+        self.note(format!("sync {} {:?} {compare}", which.agent, which.disk))?;
         Ok(self.plan(which, "", ""))
+    }
+
+    fn accept(&self, which: &Which) -> Result<(), Problem> {
+        self.note(format!("accept {} {:?}", which.agent, which.disk))
     }
 
     fn restore(&self, request: RestoreRequest) -> Result<Planned, Problem> {
