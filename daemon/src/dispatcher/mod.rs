@@ -1,5 +1,6 @@
 //! The role that keeps the replicas: listens, admits agents, and keeps one thread a disk that owns its store.
 
+pub mod change;
 pub mod config_link;
 pub mod control;
 pub mod disk;
