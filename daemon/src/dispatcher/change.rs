@@ -38,7 +38,9 @@ pub fn check(agent: &AgentId, disk: &DiskId, now: Geometry, known: Known<'_>) ->
     let stored = committed.or(copied);
     if let Some(stored) = stored.filter(|stored| stored.block_shift() != now.block_shift()) {
         let (stored, now) = (stored.block_bytes(), now.block_bytes());
-        return Err(format!("the disk is stored in blocks of {stored} bytes, not of {now}: start the agent with block-size {stored}"));
+        return Err(format!(
+            "the disk is stored in blocks of {stored} bytes, not of {now}: start the agent with block-size {stored}"
+        ));
     }
     let why = match (committed, replaces) {
         (Some(committed), _) if now.size_bytes() < committed.size_bytes() => {
@@ -53,7 +55,9 @@ pub fn check(agent: &AgentId, disk: &DiskId, now: Geometry, known: Known<'_>) ->
     if accepted {
         return Ok(());
     }
-    Err(format!("{why}; nothing was changed here. If it is meant to be: 'blxctl accept {agent} --disk {disk}' on the dispatcher"))
+    Err(format!(
+        "{why}; nothing was changed here. If it is meant to be: 'blxctl accept {agent} --disk {disk}' on the dispatcher"
+    ))
 }
 
 #[cfg(test)]
@@ -122,7 +126,11 @@ mod tests {
         };
         assert_eq!(replaced(&[offer("new", "sda"), offer("b", "sdb")]), [Some(id("a")), None]);
         assert_eq!(replaced(&[offer("a", "sdb"), offer("b", "sda")]), [None, None], "found in another order");
-        assert_eq!(replaced(&[offer("a", "sdb"), offer("new", "sda"), offer("b", "sdc")]), [None, None, None], "one more");
+        assert_eq!(
+            replaced(&[offer("a", "sdb"), offer("new", "sda"), offer("b", "sdc")]),
+            [None, None, None],
+            "one more"
+        );
         assert_eq!(replaced(&[offer("b", "sda")]), [None], "a stored disk under another's name");
         assert_eq!(replaced(&[offer("new", "sdc")]), [None], "another name: one more, and one less");
     }

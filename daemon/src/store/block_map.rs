@@ -167,7 +167,8 @@ mod tests {
         map.lay(0, &piece(2, 8, 1024), 10, 10);
         map.lay(1, &piece(0, 1, 1024), 10, 4);
         map.lay(2, &piece(6, 1, 2048), 4, 12);
-        let found: Vec<_> = map.pieces().map(|p| (p.extent.first, p.extent.count, p.layer, p.record)).collect();
+        let found: Vec<_> =
+            map.pieces().map(|p| (p.extent.first, p.extent.count, p.layer, p.record)).collect();
         assert_eq!(found, [(0, 1, 1, 1024), (2, 2, 0, 1024), (4, 2, 1, 0), (6, 1, 2, 2048), (7, 3, 1, 0)]);
         assert!(map.within(Extent { first: 4, count: 2 }).iter().all(Piece::is_behind_the_end));
     }

@@ -147,6 +147,7 @@ fn round(store: &mut DiskStore, acks: &mut Acks, n: usize) -> Result<(), StoreEr
         acks.seq = store.last_seq();
         store.put_changed(&[Extent { first: 2, count: 1 }])?;
         store.sync()?;
+        acks.reported = vec![Extent { first: 2, count: 1 }];
         acks.seq = 0;
         store.drop_delta()?;
         acks.dropped = true;
@@ -155,14 +156,14 @@ fn round(store: &mut DiskStore, acks: &mut Acks, n: usize) -> Result<(), StoreEr
         store.put_changed(&[Extent { first: 9, count: 1 }])?;
         store.put_gap(Gap::SkippedRuns)?;
     }
-    store.put_changed(&[Extent { first: 2, count: 1 }])?;
+    store.put_changed(&[Extent { first: 4, count: 1 }])?;
     store.sync()?;
-    acks.reported = vec![Extent { first: 2, count: 1 }];
+    acks.reported = vec![Extent { first: 4, count: 1 }];
     // Sent in any case, as a block that was reported is: first an older state, then the real one.
     for (state, seq) in [(version((n + 1) % 4), 1), (target.clone(), 2)] {
         acks.dropped = false;
         let seq = store.last_seq() + seq;
-        store.put_delta(seq, &run_of(geometry, &state, Extent { first: 2, count: 2 }))?;
+        store.put_delta(seq, &run_of(geometry, &state, Extent { first: 2, count: 3 }))?;
         store.sync()?;
         acks.seq = seq;
     }

@@ -165,8 +165,9 @@ impl DiskStore {
         let path = self.owner.next_cst();
         let Some(file) = self.dir.open_existing(&path, true)? else { return Ok(()) };
         let read = cst::read(&file, &self.owner, None);
-        let sound = read
-            .and_then(|journal| journal.map(|j| self.check_journal(&file, &j.header).map(|()| j)).transpose());
+        let sound = read.and_then(|journal| {
+            journal.map(|j| self.check_journal(&file, &j.header).map(|()| j)).transpose()
+        });
         let journal = match sound {
             Ok(Some(journal)) => journal,
             Ok(None) => return self.dir.remove(&path),

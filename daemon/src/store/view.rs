@@ -40,12 +40,7 @@ impl Layers {
     ///
     /// # Errors
     /// Damaged if it is missing; Io.
-    pub fn file(
-        &mut self,
-        dir: &Dir,
-        owner: &Paths,
-        layer: u32,
-    ) -> Result<(&Handle, Geometry), StoreError> {
+    pub fn file(&mut self, dir: &Dir, owner: &Paths, layer: u32) -> Result<(&Handle, Geometry), StoreError> {
         let at = layer as usize;
         if self.open >= OPEN_MAX && self.layers.get(at).is_some_and(|l| l.file.is_none()) {
             self.layers.iter_mut().for_each(|l| l.file = None);

@@ -194,9 +194,15 @@ impl Lab {
     pub fn loop_disk(&self, size_mib: u64) -> TestDisk {
         let file = self.path(&format!("disk-{}.raw", NUMBER.fetch_add(1, Ordering::Relaxed)));
         fs::File::create(&file).unwrap().set_len(size_mib << 20).unwrap();
-        let path = run("losetup", &["-P", "-f", "--show", &file]);
+        let disk = self.loop_over(&file);
         // The name goes with the last user: the file needs none.
         fs::remove_file(&file).unwrap();
+        disk
+    }
+
+    /// A loop disk over a file.
+    pub fn loop_over(&self, file: &str) -> TestDisk {
+        let path = run("losetup", &["-P", "-f", "--show", file]);
         let name = path.trim_start_matches("/dev/").to_owned();
         TestDisk { path, name, zram: false, mounts: Vec::new() }
     }
