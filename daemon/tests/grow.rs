@@ -175,9 +175,9 @@ fn a_disk_that_shrinks_waits_for_a_person_and_what_was_cut_off_does_not_come_bac
 fn another_disk_in_place_of_a_stored_one_waits_for_a_person_and_both_are_kept() {
     let mut lab = Lab::new("replaced");
     let disk = lab.loop_disk(16);
-    let label = |id: &str| lab.partition(&disk, &format!("label: gpt\nlabel-id: {id}\n,4M\n"));
+    let label = |lab: &Lab, id: &str| lab.partition(&disk, &format!("label: gpt\nlabel-id: {id}\n,4M\n"));
     let (old, new) = ("11111111-2222-3333-4444-555555555555", "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee");
-    label(old);
+    label(&lab, old);
     let (old, new_id) = (format!("gpt-{old}"), format!("gpt-{new}"));
     let agent = lab.agent("a");
     lab.enroll(&agent);
@@ -188,7 +188,7 @@ fn another_disk_in_place_of_a_stored_one_waits_for_a_person_and_both_are_kept() 
     lab.wait_checkpoints(&agent, &old, 2, 30);
     stop(process);
     let kept = lab.show(&agent, Some(&old));
-    label(new);
+    label(&lab, new);
 
     let mut process = lab.start_agent(&agent, &[&disk.path], &args);
     let refusal = format!("the disk {new_id} is in the place of {old}, whose checkpoints stay as they are");
