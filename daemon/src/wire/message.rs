@@ -139,7 +139,7 @@ pub enum ConfigDown {
     Offer(Generation),
     /// The other answer to a hello: somebody else goes on under this name. Nothing follows.
     Fenced {
-        /// Why, a sentence that says what to do.
+        /// Why, a sentence.
         reason: String,
     },
     /// The agent holds what it was offered: it may attach its disks.
