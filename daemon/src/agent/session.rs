@@ -235,13 +235,16 @@ impl DiskSession {
     }
 
     fn drained(&mut self, drain: DrainFor, blocks: &BlockSet, time_unix_ms: u64) {
+        if drain == DrainFor::Scan {
+            return;
+        }
         self.to_send.union(blocks);
         // What changes behind the freeze belongs to the next checkpoint: reported when this one is committed.
         if !self.sync.as_ref().is_some_and(|sync| sync.phase().is_behind_freeze()) {
             self.report(blocks);
         }
         match drain {
-            DrainFor::Report => {}
+            DrainFor::Scan | DrainFor::Report => {}
             DrainFor::Round => self.plan_round(),
             DrainFor::Seal => self.seal_unfrozen(time_unix_ms),
         }

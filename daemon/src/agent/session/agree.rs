@@ -1,7 +1,7 @@
 //! How a session begins, ends and agrees with the dispatcher on what is committed.
 
 use super::{DiskSession, Sealed};
-use crate::agent::action::Action;
+use crate::agent::action::{Action, DrainFor};
 use crate::agent::scan::Scan;
 use crate::bitmap::BlockSet;
 use crate::ids::{CheckpointId, Epoch};
@@ -76,6 +76,7 @@ impl DiskSession {
         }
         if self.scan.as_ref().is_some_and(Scan::covers_all_before) {
             (self.to_send, changed) = (BlockSet::new(), BlockSet::new());
+            self.outbox.push_back(Action::Drain(DrainFor::Scan));
             self.outbox.push_back(Action::Send(Endpoint::Live, DiskUp::ScanBegins));
         }
         self.sealed = None;
