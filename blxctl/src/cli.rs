@@ -52,13 +52,15 @@ Exit codes:
   0  every disk is protected and nothing is wrong
   3  no daemon runs
   6  something needs attention: a disk is unprotected, late, failed, detached, fuzzy,
-     paused or has an error, an agent has never shown one, or there is no disk
+     paused or has an error, an agent has never shown one or is refused, or there is no
+     disk
 
 JSON:
   ok       whether the exit code is 0
   daemons  an array: role, bus_name, version, disks_total, disks_protected,
-           disks_attention, agents_without_disks, disks as of 'disks' with protected and
-           problems (kind, message, advice) added, jobs as of 'jobs'";
+           disks_attention, agents_without_disks, agents_refused (agent, message, advice),
+           disks as of 'disks' with protected and problems (kind, message, advice) added,
+           jobs as of 'jobs'";
 
 const AGENTS: &str = "\
 Examples:
@@ -66,7 +68,7 @@ Examples:
 
 JSON:
   an array  agent, connected, hostname, version, address, last_seen_usec (since 1970; null
-            if never), disks (how many)";
+            if never), disks (how many), refused (why a machine of this name is; else null)";
 
 const DISKS: &str = "\
 Examples:
@@ -125,16 +127,33 @@ JSON:
   of a failure       error, message, damage";
 
 const SYNC: &str = "\
-Canceling only ends the wait: a checkpoint that was ordered may still come.
+Canceling only ends the wait: what was ordered may still come.
+
+With --compare the whole disk is read and compared with what is stored, and only what differs is sent, before the checkpoint \
+is taken: for who does not trust the tracking.
 
 Examples:
   blxctl sync
-  blxctl sync web1 --disk sda
+  blxctl sync web1 --disk sda --compare
 
 JSON:
   job, type, result  result: done, canceled or failed
   of what is done    checkpoints (an object: disk to checkpoint)
   of a failure       error, message";
+
+const ACCEPT: &str = "\
+An agent that was put back from an old image, or two machines with one key (a clone), show up as a machine that is refused: \
+see 'blxctl agents'. Accept it if it is the right one: it goes on when it asks next, within 75 s, and any other machine of that \
+name is refused from then on. Its disks are compared; no checkpoint is changed. A clone is not to be accepted: enroll it under a name of its own.
+
+With --disk: accepts that a disk shrank or was replaced by another one.
+
+Examples:
+  blxctl accept web1
+  blxctl accept web1 --disk sda
+
+JSON:
+  agent, disk (null for the machine), accepted (true)";
 
 const PAUSE: &str = "\
 Changes are tracked on, and are sent after 'resume'. It stays paused over restarts of both sides.
@@ -260,8 +279,20 @@ pub(crate) enum Command {
     Sync {
         #[command(flatten)]
         disks: Disks,
+        /// Compare the whole disk first
+        #[arg(long)]
+        compare: bool,
         #[command(flatten)]
         wait: Wait,
+    },
+    /// Accept a machine that is refused, or a disk that shrank or was replaced; only on the dispatcher
+    #[command(after_long_help = ACCEPT)]
+    Accept {
+        /// Whose machine or disk
+        agent: String,
+        /// Only this disk: its id or its device's name
+        #[arg(long)]
+        disk: Option<String>,
     },
     /// Stop sending
     #[command(after_long_help = PAUSE)]
@@ -376,6 +407,8 @@ mod tests {
             "blxctl cancel seven",
             "blxctl cancel -1",
             "blxctl pause --no-wait",
+            "blxctl accept",
+            "blxctl accept web1 --compare",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -34,7 +34,8 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Show { disks, start, end } => checkpoints(&daemon, disks, [start, end], json).await,
         Command::Restore { which, target, wait } => restore(&daemon, which, target, &wait, json).await,
         Command::Verify { which, wait } => verify(&daemon, which, &wait, json).await,
-        Command::Sync { disks, wait } => sync(&daemon, disks, &wait, json).await,
+        Command::Sync { disks, compare, wait } => sync(&daemon, disks, compare, &wait, json).await,
+        Command::Accept { agent, disk } => accept(&daemon, &agent, disk, json).await,
         Command::Pause(disks) => pause(&daemon, disks, true, json).await,
         Command::Resume(disks) => pause(&daemon, disks, false, json).await,
         Command::Jobs => jobs(&daemon, json).await,
@@ -154,12 +155,24 @@ async fn verify(daemon: &Daemon, which: Which, wait: &Wait, json: bool) -> Resul
     begin_and_end(daemon, &plan, begin, wait).await
 }
 
-async fn sync(daemon: &Daemon, disks: Disks, wait: &Wait, json: bool) -> Result<(), Failure> {
+async fn sync(daemon: &Daemon, disks: Disks, compare: bool, wait: &Wait, json: bool) -> Result<(), Failure> {
     let agent = daemon.agent(disks.agent).await?;
     let manager = daemon.manager().await?;
-    let begin = manager.sync(&agent, disk_option(disks.disk));
+    let mut options = disk_option(disks.disk);
+    options.extend(compare.then(|| ("compare", true.into())));
+    let begin = manager.sync(&agent, options);
     let plan = Plan { job_type: JobType::Sync, agent: &agent, action: ACTION_CHECKPOINT, json };
     begin_and_end(daemon, &plan, begin, wait).await
+}
+
+async fn accept(daemon: &Daemon, agent: &str, disk: Option<String>, json: bool) -> Result<(), Failure> {
+    let accepted = daemon.manager().await?.accept(agent, disk_option(disk.clone())).await;
+    accepted.map_err(|e| Failure::of_call(&e, ACTION_CHECKPOINT))?;
+    show(
+        json,
+        || json!({ "agent": agent, "disk": disk, "accepted": true }),
+        || render::accepted(agent, disk.as_deref()),
+    )
 }
 
 async fn begin_and_end(

@@ -194,6 +194,8 @@ pub(crate) struct Agent {
     /// Microseconds since 1970; 0 if never.
     pub(crate) last_seen_usec: u64,
     pub(crate) disks: u64,
+    /// Why a machine of this name is refused; empty if none is.
+    pub(crate) refused: String,
 }
 
 impl Agent {
@@ -206,6 +208,7 @@ impl Agent {
             address: text(named, "address"),
             last_seen_usec: number(named, "last_seen_usec"),
             disks: number(named, "disks"),
+            refused: text(named, "refused"),
         }
     }
 
@@ -223,6 +226,7 @@ impl Agent {
             "address": or_null(&self.address),
             "last_seen_usec": (self.last_seen_usec > 0).then_some(self.last_seen_usec),
             "disks": self.disks,
+            "refused": or_null(&self.refused),
         })
     }
 }

@@ -114,7 +114,7 @@ pub(crate) fn disks(disks: &[&Disk]) -> String {
     table(&headings, disks.iter().map(row).collect())
 }
 
-/// `now_usec`: microseconds since 1970.
+/// Each followed by why a machine of its name is refused. `now_usec`: microseconds since 1970.
 pub(crate) fn agents(agents: &[Agent], now_usec: u64) -> String {
     if agents.is_empty() {
         return "no agents\n".to_owned();
@@ -142,7 +142,19 @@ pub(crate) fn agents(agents: &[Agent], now_usec: u64) -> String {
             agent.disks.to_string(),
         ]
     };
-    table(&headings, agents.iter().map(row).collect())
+    with_notes(
+        &table(&headings, agents.iter().map(row).collect()),
+        agents.iter().map(|agent| &*agent.refused),
+    )
+}
+
+/// A table's rows, each followed by its note if it has one.
+fn with_notes<'a>(table: &str, notes: impl Iterator<Item = &'a str>) -> String {
+    let with_note = |(line, note): (&str, &str)| match note {
+        "" => format!("{line}\n"),
+        note => format!("{line}\n    {note}\n"),
+    };
+    table.lines().zip(std::iter::once("").chain(notes)).map(with_note).collect()
 }
 
 /// Checkpoints, each followed by its note.
@@ -172,13 +184,7 @@ pub(crate) fn checkpoints(checkpoints: &[Checkpoint], now_usec: u64) -> String {
             bytes(checkpoint.stored_bytes),
         ]
     };
-    let lines = table(&headings, checkpoints.iter().map(row).collect());
-    let notes = std::iter::once("").chain(checkpoints.iter().map(|c| c.note.as_str()));
-    let with_note = |(line, note): (&str, &str)| match note {
-        "" => format!("{line}\n"),
-        note => format!("{line}\n    {note}\n"),
-    };
-    lines.lines().zip(notes).map(with_note).collect()
+    with_notes(&table(&headings, checkpoints.iter().map(row).collect()), checkpoints.iter().map(|c| &*c.note))
 }
 
 pub(crate) fn jobs(jobs: &[Job]) -> String {
@@ -241,6 +247,16 @@ pub(crate) fn amount(done: u64, total: u64, rate: u64) -> String {
         }
     }
     parts.join(", ")
+}
+
+/// What was accepted.
+pub(crate) fn accepted(agent: &str, disk: Option<&str>) -> String {
+    match disk {
+        None => format!(
+            "{agent}: accepted; the machine that was refused goes on when it asks next, within 75 s\n"
+        ),
+        Some(disk) => format!("{agent} {disk}: accepted\n"),
+    }
 }
 
 /// What pause or resume changed.
@@ -347,11 +363,19 @@ pub(crate) mod tests {
             address: "192.0.2.7:40112".into(),
             last_seen_usec: NOW - 4_000_000,
             disks: 2,
+            ..Agent::default()
         };
         let never = Agent { id: "db1".into(), ..Agent::default() };
-        assert_snapshot!(agents(&[web, never], NOW), @r"
+        let refused = Agent {
+            id: "db2".into(),
+            refused: "the machine at 192.0.2.9 is refused: why".into(),
+            ..Agent::default()
+        };
+        assert_snapshot!(agents(&[web, refused, never], NOW), @r"
         AGENT  CONNECTED  HOST          ADDRESS          VERSION     SEEN  DISKS
         web1   yes        web1.example  192.0.2.7:40112  0.1.0    4 s ago      2
+        db2    no         -             -                -          never      0
+            the machine at 192.0.2.9 is refused: why
         db1    no         -             -                -          never      0
         ");
         assert_snapshot!(agents(&[], NOW), @"no agents");

@@ -204,6 +204,19 @@ impl Report {
         self.agents.iter().filter(|agent| agent.disks == 0)
     }
 
+    /// The agents of whose name a machine is refused, and what to do.
+    fn refused(&self) -> impl Iterator<Item = (&Agent, String)> {
+        let place = if self.role == Role::Agent { " on the dispatcher" } else { "" };
+        let advice = move |agent: &Agent| {
+            let id = &agent.id;
+            format!(
+                "if it is the right one: 'blxctl accept {id}'{place}; if it is a copy: enroll it under a name of its own"
+            )
+        };
+        let refused = self.agents.iter().filter(|agent| !agent.refused.is_empty());
+        refused.map(move |agent| (agent, advice(agent)))
+    }
+
     /// The disks that something is wrong with.
     fn disks_attention(&self) -> usize {
         self.disks.iter().filter(|disk| !is_protected(disk) || !troubles(disk).is_empty()).count()
@@ -211,7 +224,7 @@ impl Report {
 
     /// All that needs attention.
     fn attention(&self) -> usize {
-        self.disks_attention() + self.silent().count()
+        self.disks_attention() + self.silent().count() + self.refused().count()
     }
 
     fn text(&self, both: bool) -> String {
@@ -224,6 +237,9 @@ impl Report {
             out.extend(self.jobs.iter().map(|job| format!("  {}\n", render::job_line(job))));
         }
         let mut problems = String::new();
+        for (agent, advice) in self.refused() {
+            problems.push_str(&format!("  {}: {}\n    {advice}\n", agent.id, agent.refused));
+        }
         for disk in &self.disks {
             for (_, text, advice) in self.problems(disk, both) {
                 problems.push_str(&format!("  {} {}: {text}\n    {advice}\n", disk.agent, disk.name()));
@@ -261,6 +277,7 @@ impl Report {
             }
             value
         };
+        let refused = |(agent, advice): (&Agent, String)| json!({ "agent": agent.id, "message": agent.refused, "advice": advice });
         json!({
             "role": self.role.as_str(),
             "bus_name": bus_name(self.role),
@@ -268,6 +285,7 @@ impl Report {
             "disks_total": self.disks.len(),
             "disks_protected": self.protected(),
             "disks_attention": self.disks_attention(),
+            "agents_refused": self.refused().map(refused).collect::<Vec<_>>(),
             "agents_without_disks": self.silent().map(|agent| &agent.id).collect::<Vec<_>>(),
             "disks": self.disks.iter().map(disk).collect::<Vec<_>>(),
             "jobs": self.jobs.iter().map(Job::json).collect::<Vec<_>>(),

@@ -123,6 +123,21 @@ async fn the_only_agent_and_an_agents_own_id_may_be_left_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn accepting_and_comparing_reach_the_daemon() {
+    let bus = Bus::start();
+    let _daemon = dispatcher(&bus.address, web1()).await;
+    let said = bus.blxctl(&["accept", "web1"]);
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    assert!(said.out.starts_with("web1: accepted"), "{said:?}");
+    assert_eq!(bus.blxctl(&["accept", "web1", "--disk", "sda"]).out, "web1 sda: accepted\n");
+    assert_eq!(bus.blxctl(&["accept", "web1", "--json"]).json()["accepted"], true);
+    assert_eq!(bus.blxctl(&["accept", "web2"]).code, Some(5));
+    assert_eq!(bus.blxctl(&["accept", "web1", "--disk", "sdz"]).code, Some(5));
+    let said = bus.blxctl(&["sync", "web1", "--compare", "--json"]).json();
+    assert_eq!(said["checkpoints"]["one"], "20261121204056");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pause_and_resume_tell_what_they_changed() {
     let bus = Bus::start();
     let _daemon = dispatcher(&bus.address, web1()).await;

@@ -50,12 +50,12 @@ pub enum Fenced {
         /// The newest that was given out.
         highest: u64,
     },
-    /// It showed the newest number with another token.
+    /// It showed the newest number, but not the token that counts.
     #[error(
-        "it shows generation {shown} as another machine did, with another token: two machines have its key"
+        "it shows generation {shown}, but another machine goes on in its place: two machines have its key"
     )]
     Twin {
-        /// What both showed.
+        /// What it showed.
         shown: u64,
     },
 }

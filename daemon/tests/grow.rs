@@ -24,18 +24,17 @@ const MIB: u64 = 1 << 20;
 /// A loop disk whose file can be given another size.
 struct Elastic {
     disk: TestDisk,
-    file: String,
+    file: fs::File,
 }
 
 impl Elastic {
-    fn new(lab: &Lab, size_bytes: u64) -> Self {
-        let file = lab.path("elastic.raw");
-        fs::File::create(&file).unwrap().set_len(size_bytes).unwrap();
-        Self { disk: lab.loop_over(&file), file }
+    fn new(lab: &Lab, size_mib: u64) -> Self {
+        let (disk, file) = lab.loop_disk_and_file(size_mib);
+        Self { disk, file }
     }
 
     fn resize(&self, size_bytes: u64) {
-        fs::OpenOptions::new().write(true).open(&self.file).unwrap().set_len(size_bytes).unwrap();
+        self.file.set_len(size_bytes).unwrap();
         run("losetup", &["-c", &self.disk.path]);
         assert_eq!(run("blockdev", &["--getsize64", &self.disk.path]), size_bytes.to_string());
     }
@@ -85,7 +84,7 @@ fn a_disk_that_grows_goes_on_with_its_new_size_and_old_checkpoints_keep_theirs()
     let mut lab = Lab::new("grow");
     // No multiple of a block.
     let (small, large, larger) = (32 * MIB, 49 * MIB + 1536, 52 * MIB + 512);
-    let mut elastic = Elastic::new(&lab, small);
+    let mut elastic = Elastic::new(&lab, small / MIB);
     let path = elastic.disk.path.clone();
     let mount = elastic.disk.mkfs_mount(&lab, "ext4", &path);
     let name = elastic.disk.name.clone();
@@ -133,7 +132,7 @@ fn a_disk_that_grows_goes_on_with_its_new_size_and_old_checkpoints_keep_theirs()
 fn a_disk_that_shrinks_waits_for_a_person_and_what_was_cut_off_does_not_come_back() {
     let mut lab = Lab::new("shrink");
     let (first, small, large) = (32 * MIB, 24 * MIB + 512, 40 * MIB + 1024);
-    let elastic = Elastic::new(&lab, first);
+    let elastic = Elastic::new(&lab, first / MIB);
     elastic.write(4, 0);
     elastic.write(9, 23);
     let (path, name) = (elastic.disk.path.clone(), elastic.disk.name.clone());

@@ -70,6 +70,27 @@ fn an_agent_that_never_showed_a_disk_is_not_forgotten() {
 }
 
 #[test]
+fn a_machine_that_is_refused_and_the_right_one_beside_it() {
+    let mut reports = dispatcher(vec![disk("web1", "sda")]);
+    reports[0].agents[0].refused = "the machine at 192.0.2.9 is refused: it shows generation 5".into();
+    assert_snapshot!(text(&reports), @r"
+    1 of 1 disk protected, 1 needs attention
+
+    AGENT  DISK  STATE     NEWEST    EXPOSED  CLASS
+    web1   sda   idle   3 min ago  12.00 MiB  filesystem
+
+    to do:
+      web1: the machine at 192.0.2.9 is refused: it shows generation 5
+        if it is the right one: 'blxctl accept web1'; if it is a copy: enroll it under a name of its own
+    ");
+    assert_eq!(exit(&reports), Some(Exit::Attention));
+    assert_eq!(json(&reports)["daemons"][0]["agents_refused"][0]["agent"], "web1");
+    let mut reports = agent(vec![disk("web1", "sda")]);
+    reports[0].agents[0].refused = "this machine is refused: it shows generation 5".into();
+    assert!(text(&reports).contains("'blxctl accept web1' on the dispatcher"));
+}
+
+#[test]
 fn a_disk_is_late_after_two_intervals_and_a_minute_and_not_before() {
     let aged = |lag| Disk { lag_usec: Some(lag), ..disk("web1", "sda") };
     assert!(is_protected(&aged(660_000_000)) && !is_protected(&aged(660_000_001)));
@@ -297,6 +318,7 @@ fn for_programs() {
     {
       "daemons": [
         {
+          "agents_refused": [],
           "agents_without_disks": [],
           "bus_name": "org.blxrep.Dispatcher",
           "disks": [

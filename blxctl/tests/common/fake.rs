@@ -281,12 +281,21 @@ impl Manager {
     async fn sync(
         &self,
         agent: &str,
-        _options: Details,
+        options: Details,
         #[zbus(connection)] bus: &Connection,
     ) -> Result<OwnedObjectPath, Problem> {
         self.known(agent)?;
-        let checkpoints = HashMap::from([("one", "20261121203956")]);
+        let compare = options.get("compare").is_some_and(|v| v.downcast_ref::<bool>().unwrap());
+        let checkpoints = HashMap::from([("one", if compare { "20261121204056" } else { "20261121203956" })]);
         self.begin("sync", "", None, details(vec![("checkpoints", checkpoints.into())]), bus).await
+    }
+
+    async fn accept(&self, agent: &str, options: Details) -> Result<(), Problem> {
+        self.known(agent)?;
+        match options.get("disk").map(|v| v.downcast_ref::<String>().unwrap()).as_deref() {
+            None | Some("sda") => Ok(()),
+            Some(_) => Err(Problem::new(ProblemKind::NoSuchDisk, "there is no such disk")),
+        }
     }
 
     async fn pause(

@@ -64,7 +64,10 @@ impl Control for AgentControl {
             last_seen_unix_ms: if uplink.is_some() { unix_ms() } else { 0 },
             address: uplink.map(|uplink| uplink.address).unwrap_or_default(),
             disks: u32::try_from(self.shared.disks.len()).unwrap_or(u32::MAX),
-            refused: self.shared.fenced.borrow().clone().unwrap_or_default(),
+            refused: match &*self.shared.fenced.borrow() {
+                Some(reason) => format!("this machine is refused: {reason}"),
+                None => String::new(),
+            },
         }]
     }
 

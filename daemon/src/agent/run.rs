@@ -155,7 +155,8 @@ fn told_fenced(shared: &Shared, reason: String) {
         let agent = &shared.agent;
         error!(
             MESSAGE_ID = AGENT_FENCED, AGENT = %agent,
-            "the dispatcher refuses this machine as agent {agent}: {reason}. Changes are tracked on, nothing is sent"
+            "the dispatcher refuses this machine as agent {agent}: {reason}. Changes are tracked on, nothing is sent. If this is \
+             the right machine: 'blxctl accept {agent}' on the dispatcher; if it is a copy: enroll it under a name of its own"
         );
     }
 }

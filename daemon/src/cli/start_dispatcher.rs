@@ -18,7 +18,7 @@ use blxrep::ids::Epoch;
 use blxrep::lock::DirLock;
 use blxrep::pause::Pauses;
 use blxrep::status::DiskState;
-use blxrep::store::catalogue::Catalogue;
+use blxrep::store::catalogue::{Catalogue, Origin};
 use blxrep::store::files::RealFiles;
 use blxrep::watchdog::Watchdog;
 use blxrep::wire::key::Agents;
@@ -51,15 +51,12 @@ pub(crate) fn run(
     Agents::load_if_there(&config.agents_file)?;
     let identity = Identity::load_or_create(data_dir)?;
     info!("certificate SHA-256 {}", identity.fingerprint());
-    let (catalogue, renamed) = Catalogue::open(data_dir)?;
-    if let Some(renamed) = renamed {
-        warn!("the catalogue was damaged and is made anew; the old one is {}", renamed.display());
-    }
+    let (catalogue, origin) = Catalogue::open(data_dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .enable_all()
         .build()?;
-    let result = runtime.block_on(serve(config, identity, Arc::new(catalogue), reread));
+    let result = runtime.block_on(serve(config, identity, Arc::new(catalogue), origin, reread));
     runtime.shutdown_timeout(service::SHUTDOWN_TIMEOUT);
     result
 }
@@ -68,6 +65,7 @@ async fn serve(
     config: DispatcherConfig,
     identity: Identity,
     catalogue: Arc<Catalogue>,
+    origin: Origin,
     reread: impl Fn() -> super::Reread + Send + 'static,
 ) -> anyhow::Result<()> {
     let house = Arc::new(House {
@@ -83,7 +81,8 @@ async fn serve(
     let pauses = Pauses::load(config.data_dir.join("paused"))?;
     let registry = Arc::new(Registry::new(house.clone(), config.agents_file.clone(), pauses));
     let surveyed = registry.clone();
-    spawn_blocking(move || surveyed.survey()).await?.context("the data directory")?;
+    let entered = spawn_blocking(move || surveyed.survey()).await?.context("the data directory")?;
+    tell_origin(&origin, entered);
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
     let address = listener.local_addr()?;
@@ -115,6 +114,21 @@ async fn serve(
     spawn_blocking(move || registry.stop()).await?;
     info!("the dispatcher stopped");
     Ok(result?)
+}
+
+/// Says what became of the catalogue; `entered` agents were not in it.
+fn tell_origin(origin: &Origin, entered: usize) {
+    let anew = format!("made anew from {entered} agents' files; footprints come back when agents connect");
+    match origin {
+        Origin::Damaged(aside) => {
+            warn!("the catalogue was damaged (the old one is {}); {anew}", aside.display());
+        }
+        Origin::New if entered > 0 => warn!("the catalogue was lost; {anew}"),
+        Origin::Found if entered > 0 => {
+            warn!("the catalogue lacked {entered} agents; they are entered from their files");
+        }
+        Origin::New | Origin::Found => {}
+    }
 }
 
 /// Takes what can change while it runs.

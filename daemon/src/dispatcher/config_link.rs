@@ -182,10 +182,7 @@ impl Link<'_> {
                     error!(MESSAGE_ID = AGENT_FENCED, AGENT = %agent, "agent {agent}: {why}; {advice}");
                 }
                 self.stage = Stage::Fenced;
-                let advice = format!(
-                    "if this is the right machine, 'blxctl accept {agent}' on the dispatcher; if it is a copy, enroll it under a name of its own"
-                );
-                self.send(ConfigDown::Fenced { reason: format!("{fenced}; {advice}") }).await
+                self.send(ConfigDown::Fenced { reason: fenced.to_string() }).await
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Who is connected: one session an agent, one thread a disk; and every disk there is something stored of.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use blxrep_dbus::problem::{Problem, ProblemKind};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tracing::error;
+use tracing::{error, warn};
 
 use super::change;
 use super::disk::{DiskHandle, Input};
@@ -174,22 +174,21 @@ impl Registry {
         self.state().seen.clone()
     }
 
-    /// Takes in every agent and disk that is stored. Damage is told, and no reason to stop: other disks are sound.
+    /// Takes in every agent and disk that is stored. Damage is told, and no reason to stop: other disks are sound. Agents that
+    /// the catalogue lacks are entered there from their files; gives how many that are.
     ///
     /// # Errors
     /// Io.
-    pub fn survey(&self) -> Result<(), StoreError> {
+    pub fn survey(&self) -> Result<usize, StoreError> {
         let dir = Dir::new(self.house.files.clone());
-        // Of the catalogue nothing depends but what is shown.
-        for (agent, entry) in self.house.catalogue.agents().unwrap_or_default() {
-            if let Ok(agent) = agent.parse() {
-                self.saw(&agent, Seen::from(&entry));
-            }
-        }
+        let known = self.catalogued();
+        let mut lacking = Vec::new();
         for agent in chain::agents(&dir)? {
+            let mut times = Vec::new();
             for disk in chain::disks(&dir, &agent)? {
                 let owner = Paths::new(agent.clone(), disk.clone());
                 let chain = chain::load(&dir, &owner)?;
+                times.extend(chain.members.iter().map(|member| member.checkpoint.time_unix_ms));
                 let Some(newest) = chain.newest().map(|member| &member.checkpoint) else { continue };
                 let (device, size_bytes) = (newest.device.clone(), newest.geometry.size_bytes());
                 let mut status = DiskStatus::new(agent.clone(), disk.clone(), device, size_bytes);
@@ -201,8 +200,36 @@ impl Registry {
                 }
                 self.know(&mut self.state(), status);
             }
+            if !known.contains(&agent) {
+                let entry = AgentEntry {
+                    footprint: serde_json::Value::Null,
+                    first_seen_unix_ms: times.iter().min().copied().unwrap_or_default(),
+                    last_seen_unix_ms: times.iter().max().copied().unwrap_or_default(),
+                };
+                self.saw(&agent, Seen::from(&entry));
+                lacking.push((agent, entry));
+            }
         }
-        Ok(())
+        if let (false, Err(error)) = (lacking.is_empty(), self.house.catalogue.put_agents(&lacking)) {
+            warn!("{error}");
+        }
+        Ok(lacking.len())
+    }
+
+    /// Takes in the agents of which the catalogue knows. Nothing depends on it but what is shown.
+    fn catalogued(&self) -> HashSet<AgentId> {
+        let (entries, damaged) =
+            self.house.catalogue.agents().unwrap_or_else(|error| (Vec::new(), vec![error]));
+        for error in damaged {
+            warn!("{error}");
+        }
+        let parsed = entries.into_iter().filter_map(|(agent, entry)| Some((agent.parse().ok()?, entry)));
+        parsed
+            .map(|(agent, entry): (AgentId, _)| {
+                self.saw(&agent, Seen::from(&entry));
+                agent
+            })
+            .collect()
     }
 
     fn know(&self, state: &mut State, status: DiskStatus) -> Arc<SharedDisk> {

@@ -139,7 +139,7 @@ pub enum ConfigDown {
     Offer(Generation),
     /// The other answer to a hello: somebody else goes on under this name. Nothing follows.
     Fenced {
-        /// Why, a sentence that says what to do.
+        /// Why, a sentence.
         reason: String,
     },
     /// The agent holds what it was offered: it may attach its disks.
@@ -213,6 +213,8 @@ pub enum DiskUp {
         /// Because the disk is paused: nothing is wrong.
         paused: bool,
     },
+    /// Every group is read and compared from here on: what was reported before counts no more (live).
+    ScanBegins,
 }
 
 /// What an agent has to do once it is attached.
@@ -278,6 +280,8 @@ pub enum DiskDown {
         /// Whether trying again is of no use before a person has acted.
         lasting: bool,
     },
+    /// The answer to [`DiskUp::ScanDone`]: everything of the scan has arrived and is durable (snapshot).
+    ScanClosed,
 }
 
 /// Agent to dispatcher on `/ws/restore`.

@@ -116,7 +116,8 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn start(args: &[&str], log: &Path) -> Self {
+    /// On the bus of this address, if one is given.
+    pub fn start(args: &[&str], log: &Path, bus: Option<&str>) -> Self {
         let file = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
         let child = mortal(BLXREP)
             .args(args)
@@ -124,6 +125,7 @@ impl Process {
             .stdout(file.try_clone().unwrap())
             .stderr(file)
             .env("BLXREP_LOG", "debug,aya=info,aya_obj=info,rustls=info,tungstenite=info")
+            .envs(bus.map(|address| ("DBUS_SYSTEM_BUS_ADDRESS", address)))
             .spawn()
             .unwrap();
         Self { child, log: log.to_owned() }
@@ -174,6 +176,8 @@ pub struct Lab {
     /// Distinguishes the agents of tests that run side by side: pins are named after them.
     pub tag: String,
     pub dispatcher: Option<Process>,
+    /// The address of the dispatcher's bus, if it is to have one.
+    pub bus: Option<String>,
     agents: RefCell<Vec<String>>,
 }
 
@@ -184,7 +188,7 @@ impl Lab {
         let dir = Path::new("/var/tmp").join(format!("blxrep-test-{tag}"));
         fs::create_dir_all(dir.join("photos")).unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { dir, port, tag, dispatcher: None, agents: RefCell::default() }
+        Self { dir, port, tag, dispatcher: None, bus: None, agents: RefCell::default() }
     }
 
     pub fn path(&self, name: &str) -> String {
@@ -192,19 +196,19 @@ impl Lab {
     }
 
     pub fn loop_disk(&self, size_mib: u64) -> TestDisk {
-        let file = self.path(&format!("disk-{}.raw", NUMBER.fetch_add(1, Ordering::Relaxed)));
-        fs::File::create(&file).unwrap().set_len(size_mib << 20).unwrap();
-        let disk = self.loop_over(&file);
-        // The name goes with the last user: the file needs none.
-        fs::remove_file(&file).unwrap();
-        disk
+        self.loop_disk_and_file(size_mib).0
     }
 
-    /// A loop disk over a file.
-    pub fn loop_over(&self, file: &str) -> TestDisk {
-        let path = run("losetup", &["-P", "-f", "--show", file]);
+    /// The same with the file behind it: what is written there, no tracker sees.
+    pub fn loop_disk_and_file(&self, size_mib: u64) -> (TestDisk, fs::File) {
+        let file = self.path(&format!("disk-{}.raw", NUMBER.fetch_add(1, Ordering::Relaxed)));
+        let behind = fs::File::options().read(true).write(true).create_new(true).open(&file).unwrap();
+        behind.set_len(size_mib << 20).unwrap();
+        let path = run("losetup", &["-P", "-f", "--show", &file]);
+        // The name goes with the last user: the file needs none.
+        fs::remove_file(&file).unwrap();
         let name = path.trim_start_matches("/dev/").to_owned();
-        TestDisk { path, name, zram: false, mounts: Vec::new() }
+        (TestDisk { path, name, zram: false, mounts: Vec::new() }, behind)
     }
 
     pub fn zram_disk(&self, size_mib: u64) -> TestDisk {
@@ -246,7 +250,7 @@ impl Lab {
         all.extend(args);
         let log = self.dir.join("dispatcher.log");
         let before = fs::read_to_string(&log).unwrap_or_default().matches("listens on").count();
-        let process = Process::start(&all, &log);
+        let process = Process::start(&all, &log, self.bus.as_deref());
         wait_for("the dispatcher to listen", 20, || process.log().matches("listens on").count() > before);
         self.dispatcher = Some(process);
     }
@@ -295,7 +299,7 @@ impl Lab {
             all.extend(["--device", device]);
         }
         all.extend(args);
-        Process::start(&all, &self.dir.join(format!("{agent}.log")))
+        Process::start(&all, &self.dir.join(format!("{agent}.log")), None)
     }
 
     pub fn show(&self, agent: &str, disk: Option<&str>) -> Vec<Value> {

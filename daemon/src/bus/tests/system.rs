@@ -242,7 +242,7 @@ async fn with_polkit_others_may_what_it_grants() {
     *polkit.answer.lock().unwrap() = Some((true, false));
     let said = bus.sync_as_nobody().await;
     assert_eq!(said.trim(), "o \"/org/blxrep/job/2\"");
-    assert_eq!(fake.take(), ["sync web1 None"]);
+    assert_eq!(fake.take(), ["sync web1 None false"]);
     assert!(bus.cancel_as_nobody().await.contains("method return"));
     let asked = std::mem::take(&mut *polkit.asked.lock().unwrap());
     let flags: Vec<_> = asked.iter().map(|question| question.flags).collect();
