@@ -1,6 +1,8 @@
 //! The thread of one disk: asks [`DiskSession`] what to do and does it, one thing after the other. Tracker, disk and
 //! freeze are only ever touched here.
 
+mod anew;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,11 +28,10 @@ use crate::freeze::topology;
 use crate::geometry::Geometry;
 use crate::hash::group_digest;
 use crate::ids::{CheckpointId, DiskId};
-use crate::message_id::DISK_GIVEN_UP;
 use crate::reader::BlockReader;
 use crate::reader::{hash_extent, pack, pack_differing};
 use crate::status::{CheckpointAdded, DiskState, SharedDisk};
-use crate::tracker::{Claim, Tracker, TrackerError};
+use crate::tracker::{Tracker, TrackerError};
 use crate::watchdog::{Pulse, SLOW_DISK_MAX};
 use crate::wire::Endpoint;
 use crate::wire::frame::{decode_message, encode_data, encode_message};
@@ -224,45 +225,6 @@ impl Worker {
         status.dirty_bytes = self.session.changed_bytes();
         status.newest = self.session.newest().or(status.newest);
         status.last_error.clone_from(&self.last_error);
-    }
-
-    /// Closes the connections; what is pinned in the kernel tracks on, and the next connections begin anew.
-    fn fail(&mut self, reason: String) {
-        let name = &self.disk.device.name;
-        // It is tried again and again, and said once.
-        if !self.failed || self.last_error.as_ref() != Some(&reason) {
-            error!(
-                MESSAGE_ID = DISK_GIVEN_UP, AGENT = %self.shared.agent, DISK = %self.disk.id,
-                "{name} is not replicated: {reason}"
-            );
-        }
-        (self.failed, self.last_error) = (true, Some(reason));
-        self.link = None;
-        self.session.handle(Input::LinkDown);
-        self.show();
-    }
-
-    /// What the tracker claims, of the disk as it is now: one that was given another size is opened anew.
-    fn claim(&mut self) -> Result<Claim, String> {
-        // The claim comes first: for what changes behind it, the tracker raises a gap.
-        if let Ok(claim) = self.disk.tracker.claim()
-            && self.disk.is_as_opened()
-        {
-            return Ok(claim);
-        }
-        self.pulse.allow(SLOW_DISK_MAX);
-        let config = self.config.borrow().clone();
-        self.disk.reopen(&config).map_err(|e| e.to_string())?;
-        let Disk { device, geometry, .. } = &self.disk;
-        let (agent, disk, size_bytes) = (&self.shared.agent, &self.disk.id, geometry.size_bytes());
-        warn!(AGENT = %agent, DISK = %disk, "{} has {size_bytes} bytes now and is tracked anew", device.name);
-        self.session = DiskSession::new(*geometry, device.name.clone(), FREEZE_BUDGET_BYTES);
-        self.session.handle(Input::Paused(self.paused));
-        self.offer.send_replace(offer(&self.disk));
-        let mut status = self.shown.status();
-        (status.device, status.size_bytes) = (device.name.clone(), size_bytes);
-        drop(status);
-        self.disk.tracker.claim().map_err(|e| lost(&e))
     }
 
     fn inbound(&mut self, inbound: Inbound) {

@@ -8,6 +8,8 @@ pub mod fetch;
 pub mod generations;
 pub mod reattach;
 pub mod registry;
+#[cfg(test)]
+mod resize_tests;
 pub mod schedule;
 pub mod server;
 pub mod session;

@@ -3,6 +3,7 @@
 use super::dispatcher::Dispatcher;
 use super::world::{Event, World};
 use crate::agent::action::Input;
+use crate::geometry::Geometry;
 use crate::store::simfiles::Loss;
 
 /// Something that breaks, or is mended.
@@ -36,13 +37,15 @@ pub(super) enum Fault {
     ClockJumps,
     /// A write that the tracker missed, and knows that it missed something.
     Unseen,
+    /// The disk grows or shrinks.
+    Resize,
     /// A person pauses or resumes.
     Pause,
     /// Programs write much, or little.
     Load,
 }
 
-const ANY: [Fault; 13] = [
+const ANY: [Fault; 14] = [
     Fault::Cut,
     Fault::Cut,
     Fault::Partition,
@@ -54,6 +57,7 @@ const ANY: [Fault; 13] = [
     Fault::StoreFull,
     Fault::ClockJumps,
     Fault::Unseen,
+    Fault::Resize,
     Fault::Pause,
     Fault::Load,
 ];
@@ -107,6 +111,7 @@ impl World {
                 let blocks = self.machine.write_unseen(&mut self.random);
                 self.oracle.allowed_blocks += blocks;
             }
+            Fault::Resize => self.resize(),
             Fault::Pause => self.pause(!self.machine.is_paused),
             Fault::Load => self.write_every_ms = 5 << self.random.below(8),
         }
@@ -117,6 +122,18 @@ impl World {
         self.after(1, Event::Tick(life));
         let wait = self.random.between(1, 500);
         self.after(wait, Event::Connect(life));
+    }
+
+    fn resize(&mut self) {
+        if !self.machine.is_on {
+            return;
+        }
+        self.cut();
+        let size_bytes = (self.random.between(1, 5) << 20) + 512 * self.random.below(9);
+        let geometry = Geometry::new(size_bytes, self.machine.geometry().block_shift()).unwrap();
+        // What was staged for a disk of another size is sent again.
+        self.oracle.allowed_blocks += self.machine.resize(geometry) + geometry.blocks();
+        self.agent_begins();
     }
 
     fn power_cut(&mut self) {
