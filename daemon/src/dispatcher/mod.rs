@@ -10,3 +10,5 @@ pub mod registry;
 pub mod schedule;
 pub mod server;
 pub mod session;
+#[cfg(test)]
+mod survey_tests;
