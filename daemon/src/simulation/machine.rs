@@ -64,8 +64,7 @@ impl Machine {
         let tracker = SimTracker::default();
         tracker.raise(Gap::NewTracker);
         let disk = ModelDisk::new(geometry);
-        let photo =
-            Photo { disk: disk.clone(), consistency: Consistency::Fuzzy, unsure: BlockSet::new() };
+        let photo = Photo { disk: disk.clone(), consistency: Consistency::Fuzzy, unsure: BlockSet::new() };
         Self {
             session: new_session(geometry),
             disk,
@@ -203,11 +202,8 @@ impl Machine {
         }
         // Something writes around the freeze, between two reads.
         let disturbed = random.once_in(8).then(|| random.below(rest.len() + 1));
-        self.photo = Photo {
-            disk: self.disk.clone(),
-            consistency: Consistency::Filesystem,
-            unsure: BlockSet::new(),
-        };
+        self.photo =
+            Photo { disk: self.disk.clone(), consistency: Consistency::Filesystem, unsure: BlockSet::new() };
         let mut data = Vec::new();
         let mut read_blocks = 0;
         for extent in rest.extents(self.geometry().group_blocks()) {

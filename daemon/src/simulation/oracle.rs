@@ -76,23 +76,36 @@ impl Oracle {
             }
             let found = found.map(|group| group.data);
             let expected = photo.disk.bytes(Extent { first, count });
-            let same = found.as_ref().map_or(expected.iter().all(|byte| *byte == 0), |data| *data == expected);
-            assert!(same || self.differs_where_unsure(photo, first, found, &expected), "checkpoint {id} differs in group {group}");
+            let same =
+                found.as_ref().map_or(expected.iter().all(|byte| *byte == 0), |data| *data == expected);
+            assert!(
+                same || self.differs_where_unsure(photo, first, found, &expected),
+                "checkpoint {id} differs in group {group}"
+            );
         }
     }
 
-    fn differs_where_unsure(&self, photo: &Photo, first: u64, found: Option<Vec<u8>>, expected: &[u8]) -> bool {
+    fn differs_where_unsure(
+        &self,
+        photo: &Photo,
+        first: u64,
+        found: Option<Vec<u8>>,
+        expected: &[u8],
+    ) -> bool {
         let block_bytes = photo.disk.geometry.block_bytes();
         let found = found.unwrap_or_else(|| vec![0; expected.len()]);
         let blocks = found.chunks(block_bytes).zip(expected.chunks(block_bytes)).zip(first..);
-        blocks.filter(|((found, expected), _)| found != expected).all(|(_, block)| photo.unsure.contains(block))
+        blocks
+            .filter(|((found, expected), _)| found != expected)
+            .all(|(_, block)| photo.unsure.contains(block))
     }
 
     /// Whether the newest checkpoint is a consistent one of the disk as it is now.
     pub(super) fn has_arrived(&self, disk: &super::disk::ModelDisk) -> bool {
         let newest = self.acknowledged.last();
         newest.is_some_and(|newest| {
-            newest.consistency != Consistency::Fuzzy && self.photos.get(&newest.id).is_some_and(|photo| photo.disk == *disk)
+            newest.consistency != Consistency::Fuzzy
+                && self.photos.get(&newest.id).is_some_and(|photo| photo.disk == *disk)
         })
     }
 

@@ -70,7 +70,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut random = Random(seed);
-        let geometry = Geometry::new((3 << 20) + 512 * random.between(1, 7), 12).unwrap();
+        let geometry = Geometry::new((random.between(1, 2) << 20) + 512 * random.between(1, 7), 12).unwrap();
         let files = SimFiles::default();
         let mut machine = Machine::new(geometry);
         // What is on the disk before anybody tracks it.
@@ -239,8 +239,7 @@ impl World {
             Action::FinalPass { to_send, last } => {
                 assert!(!self.machine.is_paused, "a freeze while paused");
                 let wall_ms = self.wall_ms();
-                let (written, outcome) =
-                    self.machine.final_pass(&mut self.random, wall_ms, &to_send, last);
+                let (written, outcome) = self.machine.final_pass(&mut self.random, wall_ms, &to_send, last);
                 self.note(|| format!("agent: final pass {outcome:?}"));
                 self.oracle.allowed_blocks += written;
                 if outcome.is_err() {
@@ -265,7 +264,12 @@ impl World {
 
     fn delay(&mut self) -> u64 {
         let stall = self.partition_until_ms.saturating_sub(self.now_ms);
-        stall + if self.random.once_in(50) { self.random.between(100, 3000) } else { self.random.between(1, 20) }
+        stall
+            + if self.random.once_in(50) {
+                self.random.between(100, 3000)
+            } else {
+                self.random.between(1, 20)
+            }
     }
 
     fn carry(&mut self, link: u64, is_up: bool, endpoint: Endpoint, event: Event) {
@@ -375,7 +379,11 @@ impl World {
                 self.note(|| format!("dispatcher: {error}"));
                 if let Some(link) = self.dispatcher.link.filter(|_| !self.files.is_stopped()) {
                     let lasting = false;
-                    self.send_down(link, Endpoint::Live, &DiskDown::Refused { reason: error.to_string(), lasting });
+                    self.send_down(
+                        link,
+                        Endpoint::Live,
+                        &DiskDown::Refused { reason: error.to_string(), lasting },
+                    );
                 }
                 self.dispatcher.detach();
             }
