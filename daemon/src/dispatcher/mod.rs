@@ -13,3 +13,5 @@ mod resize_tests;
 pub mod schedule;
 pub mod server;
 pub mod session;
+#[cfg(test)]
+mod survey_tests;

@@ -97,14 +97,19 @@ pub struct Catalogue {
 /// Whether the file system failed, be it for lack of space, and not the catalogue.
 fn is_io(error: &redb::Error) -> bool {
     match error {
-        redb::Error::Io(e) => e.kind() != std::io::ErrorKind::InvalidData,
+        redb::Error::Io(_) => !is_damage(error),
         redb::Error::PreviousIo | redb::Error::DatabaseClosed => true,
         _ => false,
     }
 }
 
+/// Whether it is not what redb wrote; what is cut short is not, either.
 fn is_damage(error: &redb::Error) -> bool {
-    matches!(error, redb::Error::Corrupted(_))
+    use std::io::ErrorKind::{InvalidData, UnexpectedEof};
+    match error {
+        redb::Error::Io(e) => matches!(e.kind(), InvalidData | UnexpectedEof),
+        error => matches!(error, redb::Error::Corrupted(_)),
+    }
 }
 
 fn is_full(error: &redb::Error) -> bool {

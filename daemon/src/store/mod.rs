@@ -25,6 +25,8 @@ pub mod view;
 pub mod watched_files;
 
 #[cfg(test)]
+mod catalogue_tests;
+#[cfg(test)]
 pub(crate) mod life_tests;
 #[cfg(test)]
 mod refusal_tests;
