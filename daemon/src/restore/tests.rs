@@ -289,7 +289,29 @@ fn a_device_gets_every_block_and_nothing_before_damage_was_looked_for() {
     assert!(error.kind() == ProblemKind::InvalidArgument && error.to_string().contains("needs"), "{error}");
 }
 
-/// A small tmpfs, gone when dropped.
+/// There the image begins as a copy of the base, which is larger than one checkpoint and smaller than another.
+#[test]
+fn a_file_system_that_can_share_the_base_gives_images_of_the_right_size() {
+    let files = tree();
+    let dir = tempfile::tempdir().unwrap();
+    let (image, at) = (dir.path().join("xfs"), dir.path().join("mnt"));
+    fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
+    fs::create_dir(&at).unwrap();
+    let ran = |command: &mut Command| assert!(command.status().is_ok_and(|s| s.success()), "{command:?}");
+    ran(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image));
+    ran(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
+    let _mounted = Tmpfs(at.clone());
+    for (path, bytes) in &files {
+        let path = at.join("data").join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    for n in 0..4 {
+        run(&at, &id(n).to_string()).unwrap();
+    }
+}
+
+/// A small file system, gone when dropped.
 struct Tmpfs(PathBuf);
 
 impl Tmpfs {
