@@ -184,3 +184,58 @@ async fn an_ordered_compare_finds_what_no_tracker_saw() {
     let paused = bus.dispatcher().await.sync(&agent, Options::from([("compare", true.into())])).await;
     assert_eq!(Problem::of(&paused.unwrap_err()).unwrap().kind, ProblemKind::Paused);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_waits_for_a_compare_sees_how_far_it_is_and_hears_when_it_cannot_come() {
+    let mut lab = Lab::new("waiting");
+    let bus = Bus::start(&lab);
+    lab.bus = Some(bus.address.clone());
+    let disk = lab.loop_disk(24);
+    let agent = lab.agent("a");
+    lab.enroll(&agent);
+    lab.start_dispatcher(&["--sync-freq", "1h"]);
+    let slow = ["--read-rate-mib", "4"];
+    let mut process = lab.start_agent(&agent, &[&disk.path], &slow);
+    lab.wait_checkpoints(&agent, &disk.name, 1, 60);
+    let manager = bus.dispatcher().await;
+    let compare = || Options::from([("compare", true.into())]);
+    let kind = |error: zbus::Error| Problem::of(&error).unwrap().kind;
+
+    let far = async {
+        let mut far = (0, 0);
+        for _ in 0..100 {
+            if far.0 > 0 {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            far = bus.job_bytes().await.unwrap_or_default();
+        }
+        let busy = manager.sync(&agent, compare()).await.unwrap_err();
+        (far, kind(busy))
+    };
+    let ((result, details), (far, busy)) = tokio::join!(bus.sync(&agent, compare()), far);
+    assert_eq!(result, "done", "{details:?}");
+    assert!(far.0 < far.1 && far.1 == 24 << 20, "{far:?}");
+    assert_eq!(busy, ProblemKind::Busy);
+    assert_eq!(lab.show(&agent, Some(&disk.name)).len(), 2);
+
+    let paused = async {
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        manager.pause(&agent, Options::new()).await.unwrap();
+    };
+    let ((result, details), ()) = tokio::join!(bus.sync(&agent, compare()), paused);
+    assert_eq!((result.as_str(), text(&details, "error").as_str()), ("failed", ProblemKind::Paused.name()));
+    manager.resume(&agent, Options::new()).await.unwrap();
+    // The compare goes on by itself, and the checkpoint behind it comes.
+    lab.wait_checkpoints(&agent, &disk.name, 3, 60);
+
+    let killed = async {
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        process.kill();
+    };
+    let ((result, details), ()) = tokio::join!(bus.sync(&agent, compare()), killed);
+    assert_eq!(
+        (result.as_str(), text(&details, "error").as_str()),
+        ("failed", ProblemKind::NotConnected.name())
+    );
+}

@@ -84,6 +84,11 @@ impl Scan {
         self.compare && self.next_group == 0 && self.asked_to == 0
     }
 
+    /// Groups read so far.
+    pub fn groups_read(&self) -> u64 {
+        self.next_group
+    }
+
     /// How much was read, from 0 to 1.
     pub fn progress(&self) -> f64 {
         self.next_group as f64 / self.groups.max(1) as f64

@@ -223,6 +223,10 @@ impl DiskSession {
         if self.attached && self.outbox.is_empty() {
             self.outbox.push_back(Action::CheckClaim);
             self.outbox.push_back(Action::Drain(DrainFor::Report));
+            if let Some(scan) = self.scan.as_ref().filter(|scan| !scan.is_done()) {
+                let scanned = DiskUp::Scanned { groups: scan.groups_read() };
+                self.outbox.push_back(Action::Send(Endpoint::Snapshot, scanned));
+            }
         }
     }
 

@@ -90,8 +90,8 @@ struct Attachment {
     /// Why the disk is compared, for the journal of changes and in words.
     gap: Option<(Gap, String)>,
     scanning: bool,
-    /// Groups that were asked for in a compare.
-    compared_groups: u64,
+    /// Groups read in a copy or compare.
+    scanned_groups: u64,
     /// Highest sequence number received, and acknowledged, on snapshot and live.
     received: [u64; 2],
     acked: [u64; 2],
@@ -160,7 +160,7 @@ impl DiskSession {
 
     /// How far a compare is, from 0 to 1.
     pub fn compare_progress(&self) -> f64 {
-        self.attachment.as_ref().map_or(0.0, |a| a.compared_groups as f64 / a.geometry.groups().max(1) as f64)
+        self.attachment.as_ref().map_or(0.0, |a| a.scanned_groups as f64 / a.geometry.groups().max(1) as f64)
     }
 
     /// Bytes reported changed since the newest checkpoint; all of the disk if there is none.
@@ -266,7 +266,7 @@ impl DiskSession {
             epoch: claim.epoch,
             gap,
             scanning,
-            compared_groups: 0,
+            scanned_groups: 0,
             received: acked,
             acked,
         });
@@ -380,7 +380,6 @@ impl DiskSession {
                         "digests of groups that are not on the disk".to_owned(),
                     ));
                 }
-                attachment.compared_groups = first_group;
                 let digests = store.digests(first_group, u64::from(count))?;
                 Ok(vec![Event::Answer(Endpoint::Snapshot, DiskDown::Digests { first_group, digests })])
             }
@@ -392,6 +391,10 @@ impl DiskSession {
                 }
                 let hashes = store.hashes(group)?;
                 Ok(vec![Event::Answer(Endpoint::Snapshot, DiskDown::Hashes { group, hashes })])
+            }
+            (Endpoint::Snapshot, DiskUp::Scanned { groups }) => {
+                attachment.scanned_groups = groups.min(geometry.groups());
+                Ok(Vec::new())
             }
             (Endpoint::Snapshot, DiskUp::ScanDone) => {
                 let was = std::mem::replace(&mut attachment.scanning, false);

@@ -115,12 +115,12 @@ fn whatever_became_of_the_catalogue_everything_stored_is_shown() {
         try_with(&sound[..len]);
     }
     let in_use: Vec<_> = (0..sound.len()).filter(|at| sound[*at] != 0).collect();
-    for at in in_use.iter().step_by(in_use.len() / 150) {
+    for at in in_use.iter().step_by(in_use.len() / 60) {
         let mut damaged = sound.clone();
         damaged[*at] ^= 0x55;
         try_with(&damaged);
     }
-    assert!(made_anew > 20, "{made_anew}");
+    assert!(made_anew > 15, "{made_anew}");
 }
 
 #[test]

@@ -215,6 +215,11 @@ pub enum DiskUp {
     },
     /// Every group is read and compared from here on: what was reported before counts no more (live).
     ScanBegins,
+    /// How far the copy or compare is, for people; about once a second (snapshot).
+    Scanned {
+        /// Groups read so far.
+        groups: u64,
+    },
 }
 
 /// What an agent has to do once it is attached.

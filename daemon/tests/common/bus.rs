@@ -6,9 +6,10 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 
-use blxrep_dbus::BUS_NAME_DISPATCHER;
-use blxrep_dbus::proxy::{Details, ManagerProxy, Options};
+use blxrep_dbus::proxy::{Details, JobProxy, ManagerProxy, Options};
+use blxrep_dbus::{BUS_NAME_DISPATCHER, job_path};
 use futures_util::StreamExt;
+use zbus::proxy::CacheProperties;
 
 use super::lab::{Lab, mortal};
 
@@ -51,6 +52,19 @@ impl Bus {
     pub async fn dispatcher(&self) -> ManagerProxy<'static> {
         let bus = zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap();
         ManagerProxy::builder(&bus).destination(BUS_NAME_DISPATCHER).build().await.unwrap()
+    }
+
+    /// Bytes done and in all of job 1 and later ones: of the first that runs.
+    pub async fn job_bytes(&self) -> Option<(u64, u64)> {
+        let bus = zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap();
+        for id in 1..10 {
+            let job = JobProxy::builder(&bus).destination(BUS_NAME_DISPATCHER).path(job_path(id));
+            let job = job.cache_properties(CacheProperties::No).build().await.unwrap();
+            if let (Ok(done), Ok(total)) = (job.bytes_done().await, job.bytes_total().await) {
+                return Some((done, total));
+            }
+        }
+        None
     }
 
     /// Syncs, with options, and waits for the job's end.
