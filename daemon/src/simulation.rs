@@ -6,16 +6,18 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::agent::action::{Action, DrainFor, Input, Purpose, ReadResult};
+use crate::agent::action::{Action, DrainFor, Input, Purpose};
+use crate::agent::read::read;
 use crate::agent::session::DiskSession as AgentSession;
 use crate::bitmap::{BlockSet, Extent};
 use crate::checkpoint::{Checkpoint, Consistency, chain};
 use crate::dispatcher::session::{DiskSession as DispatcherSession, Event};
 use crate::freeze::final_pass::{Outcome, Taken};
 use crate::geometry::Geometry;
-use crate::hash::group_digest;
+use crate::hash::BlockHash;
 use crate::ids::{CheckpointId, Epoch};
-use crate::reader::{hash_extent, pack, pack_differing};
+use crate::reader::patient_tests::BadDisk;
+use crate::reader::{Piece, read_pieces};
 use crate::restore::verify::view;
 use crate::store::handle::Dir;
 use crate::store::layout::Paths;
@@ -54,6 +56,8 @@ struct World {
     random: Random,
     geometry: Geometry,
     disk: Vec<u8>,
+    /// Blocks that cannot be read.
+    bad: BlockSet,
     tracker: SimTracker,
     agent: AgentSession,
     dispatcher: DispatcherSession,
@@ -92,6 +96,7 @@ impl World {
         let mut world = Self {
             geometry,
             disk: vec![0; geometry.size_bytes() as usize],
+            bad: BlockSet::new(),
             tracker,
             agent: AgentSession::new(geometry, "sdx".into(), BUDGET_BYTES),
             dispatcher: dispatcher(&files, 0),
@@ -132,12 +137,11 @@ impl World {
 
     fn write(&mut self) {
         let extent = self.change_disk();
+        if self.random.once_in(2) {
+            // The disk puts others in the place of bad sectors that are written.
+            self.bad.remove(extent);
+        }
         self.tracker.complete(extent);
-    }
-
-    fn bytes(&self, extent: Extent) -> Vec<u8> {
-        let (start, len) = self.geometry.range(extent.first, extent.count);
-        self.disk[start as usize..(start + len) as usize].to_vec()
     }
 
     /// The agent does one thing; false if it has nothing to do.
@@ -172,17 +176,15 @@ impl World {
                 self.agent.handle(Input::Doubts(self.tracker.gap_count()));
             }
             Action::SyncFileSystems => {}
+            Action::Locate(blocks) => {
+                let text = format!("{} bad", blocks.len());
+                self.agent.handle(Input::Located(blocks, text));
+            }
             Action::Read(extent, purpose) => {
                 // What was asked for when the pause came may still be read.
                 assert!(!self.paused || matches!(purpose, Purpose::Differing(_)), "read while paused");
-                let data = self.bytes(extent);
-                let result = match &purpose {
-                    Purpose::Base | Purpose::Changed => ReadResult::Runs(pack(extent, &data, self.geometry)),
-                    Purpose::Digest => ReadResult::Digest(group_digest(&hash_extent(&data, self.geometry))),
-                    Purpose::Differing(known) => {
-                        ReadResult::Runs(pack_differing(extent, &data, self.geometry, known))
-                    }
-                };
+                let mut disk = BadDisk { data: &self.disk, block_bytes: 4096, bad: &self.bad, reads: 0 };
+                let result = read(&mut disk, extent, &purpose, self.geometry, &mut || true).unwrap();
                 self.agent.handle(Input::Read { extent, purpose, result: Ok(result) });
             }
             Action::FinalPass { to_send, last } => {
@@ -207,8 +209,15 @@ impl World {
         if rest.len() > BUDGET_BYTES / 4096 {
             return Ok(Outcome::TooMuch { rest, note: String::new() });
         }
-        let data =
-            rest.extents(self.geometry.group_blocks()).map(|extent| (extent, self.bytes(extent))).collect();
+        let (mut data, mut unreadable) = (Vec::new(), BlockSet::new());
+        let mut disk = BadDisk { data: &self.disk, block_bytes: 4096, bad: &self.bad, reads: 0 };
+        for extent in rest.extents(self.geometry.group_blocks()) {
+            read_pieces(&mut disk, extent, &mut || true, &mut |piece| match piece {
+                Piece::Data(part, bytes) => data.push((part, bytes.to_vec())),
+                Piece::Unreadable(part) => unreadable.insert(part),
+            })
+            .unwrap();
+        }
         self.photo = self.disk.clone();
         if self.random.once_in(8) {
             // Something writes around the freeze.
@@ -218,7 +227,16 @@ impl World {
         let consistency = if after.is_empty() { Consistency::Filesystem } else { Consistency::Fuzzy };
         let id = CheckpointId::next(self.seconds, last);
         let (time_unix_ms, note) = (self.seconds as u64 * 1000, String::new());
-        Ok(Outcome::Taken(Taken { id, time_unix_ms, freeze_ms: 1, consistency, note, data, after }))
+        Ok(Outcome::Taken(Taken {
+            id,
+            time_unix_ms,
+            freeze_ms: 1,
+            consistency,
+            note,
+            data,
+            unreadable,
+            after,
+        }))
     }
 
     fn cut(&mut self) {
@@ -283,15 +301,20 @@ impl World {
             let (first, blocks) = self.geometry.group_extent(group);
             let (start, len) = self.geometry.range(first, blocks);
             let found = view.read_group(group).unwrap().map_or(vec![0; len as usize], |group| group.data);
-            assert!(
-                found == photo[start as usize..(start + len) as usize],
-                "checkpoint {id} differs in group {group}"
-            );
+            let mut want = photo[start as usize..(start + len) as usize].to_vec();
+            for (block, hash) in want.chunks_mut(4096).zip(view.hashes(group).unwrap()) {
+                if hash == BlockHash::UNREADABLE {
+                    block.fill(0);
+                }
+            }
+            assert!(found == want, "checkpoint {id} differs in group {group}");
         }
+        let told = u64::from(self.acknowledged[at].unreadable_blocks);
+        assert_eq!(told, view.unreadable().unwrap().len(), "checkpoint {id} does not say what it lacks");
     }
 
     fn fault(&mut self) {
-        match self.random.below(6) {
+        match self.random.below(8) {
             0 | 1 => self.cut(),
             2 => {
                 self.cut();
@@ -309,6 +332,12 @@ impl World {
                 self.dispatcher = dispatcher(&self.files, self.dispatcher_lives);
                 self.cut();
             }
+            5 => {
+                let (first, count) =
+                    (self.random.below(self.geometry.blocks() - 40), 1 + self.random.below(40));
+                self.bad.insert(Extent { first, count });
+            }
+            6 => self.bad = BlockSet::new(),
             _ => {
                 // A write that the tracker missed, but for which it knows that something was missed.
                 self.change_disk();
@@ -358,11 +387,14 @@ fn run(seed: u64) -> usize {
     let mut world = World::new(seed);
     (0..FAULTY_STEPS).for_each(|_| world.step(true));
     world.pause(false);
+    world.bad = BlockSet::new();
     // Peace: a checkpoint of the disk as it is now must come.
     let arrived = |world: &World| {
         let last = world.acknowledged.last();
         last.is_some_and(|c| {
-            c.consistency != Consistency::Fuzzy && world.photos.get(&c.id) == Some(&world.disk)
+            c.consistency != Consistency::Fuzzy
+                && c.unreadable_blocks == 0
+                && world.photos.get(&c.id) == Some(&world.disk)
         })
     };
     let mut left = 60_000;

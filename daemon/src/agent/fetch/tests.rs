@@ -57,6 +57,7 @@ fn checkpoint() -> Checkpoint {
         parent: None,
         consistency: Consistency::Filesystem,
         time_unix_ms: 1,
+        unreadable_blocks: 0,
         freeze_ms: 2,
         epoch: Epoch([3; 16]),
         note: String::new(),

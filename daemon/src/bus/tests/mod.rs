@@ -185,6 +185,7 @@ fn row() -> ShowRow {
         delta_bytes: 512,
         stored_bytes: 100,
         parent: None,
+        unreadable_blocks: 0,
         freeze_ms: 7,
         note: "a note".into(),
     }
