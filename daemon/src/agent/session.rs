@@ -10,6 +10,8 @@
 
 mod agree;
 mod unreadable;
+#[cfg(test)]
+mod unreadable_tests;
 
 use std::collections::VecDeque;
 

@@ -126,9 +126,9 @@ pub struct VerifyReport {
     pub checkpoint: CheckpointId,
     /// All damage; none if it is sound.
     pub damage: Vec<Damage>,
-    /// How many blocks could not be read on the agent's disk: zeros stand for them.
+    /// How many blocks could not be read on the agent's disk: zeros stand for them. Not told of a damaged checkpoint.
     pub unreadable_blocks: u32,
-    /// Their sectors, as [`sectors`] names them; not told of a damaged checkpoint.
+    /// Their sectors, as [`sectors`] names them.
     pub unreadable_sectors: String,
 }
 
@@ -146,12 +146,15 @@ pub fn verify_checkpoint(
     let chosen = Chosen::find(data_dir, agent, disk, checkpoint)?;
     let mut meter = Meter::new(progress, chosen.verify_bytes()?);
     let damage = chosen.damage(&mut |bytes| meter.tick(bytes))?;
-    let unreadable_sectors = if damage.is_empty() { chosen.unreadable_sectors()? } else { String::new() };
+    let (unreadable_blocks, unreadable_sectors) = match chosen.checkpoint() {
+        Some(checkpoint) if damage.is_empty() => (checkpoint.unreadable_blocks, chosen.unreadable_sectors()?),
+        _ => (0, String::new()),
+    };
     Ok(VerifyReport {
         disk: chosen.owner.disk.clone(),
         checkpoint: chosen.id,
         damage,
-        unreadable_blocks: chosen.checkpoint().map_or(0, |checkpoint| checkpoint.unreadable_blocks),
+        unreadable_blocks,
         unreadable_sectors,
     })
 }

@@ -370,6 +370,7 @@ mod tests {
             h.parent = Some(Link { id: "20261121203456".parse().unwrap(), seal: [9; 32] });
             h.content = [1; 32];
             h.index_count = 7;
+            h.unreadable_blocks = 9;
         }
         h
     }

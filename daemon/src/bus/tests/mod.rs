@@ -185,8 +185,8 @@ fn row() -> ShowRow {
         delta_bytes: 512,
         stored_bytes: 100,
         parent: None,
-        unreadable_blocks: 0,
         freeze_ms: 7,
+        unreadable_blocks: 3,
         note: "a note".into(),
     }
 }
