@@ -186,6 +186,7 @@ fn a_bad_block_that_is_reported_as_changed_is_sent_once_more_and_not_read_while_
     let mut side = Side::attached(Plan::Continue, &[(5, 2)]);
     side.bad = set(&[(5, 2)]);
     side.live = set(&[(6, 1)]);
+    side.settle();
     side.input(Input::Tick);
     side.sync();
     side.position("bad 6+1");
