@@ -31,7 +31,7 @@ mod refusal_tests;
 #[cfg(test)]
 pub(crate) mod simfiles;
 #[cfg(test)]
-mod unreadable_tests;
+pub(crate) mod unreadable_tests;
 
 use std::fmt;
 use std::io;

@@ -15,9 +15,9 @@ use crate::restore::verify;
 use crate::run::Run;
 
 /// What each checkpoint's disk cannot read: in the copy only; from the copy on and new; as before; healed and new; none.
-const BAD: [&[u64]; 5] = [&[1, 2], &[2, 17], &[2, 17], &[5, 17], &[]];
+pub(crate) const BAD: [&[u64]; 5] = [&[1, 2], &[2, 17], &[2, 17], &[5, 17], &[]];
 
-fn geometry() -> Geometry {
+pub(crate) fn geometry() -> Geometry {
     Geometry::new((1 << 20) + (64 << 10) + 512, 16).unwrap()
 }
 
@@ -25,7 +25,7 @@ fn owner() -> Paths {
     Paths::new("agent1".parse().unwrap(), "disk0".parse().unwrap())
 }
 
-fn set(blocks: &[u64]) -> BlockSet {
+pub(crate) fn set(blocks: &[u64]) -> BlockSet {
     blocks.iter().map(|first| Extent { first: *first, count: 1 }).collect()
 }
 
@@ -34,7 +34,7 @@ fn extent(first: u64, count: u64) -> Extent {
 }
 
 /// What is on the disk at checkpoint `n`, zeros for what cannot be read.
-fn version(n: usize) -> Vec<u8> {
+pub(crate) fn version(n: usize) -> Vec<u8> {
     let mut disk = vec![0u8; geometry().size_bytes() as usize];
     for (block, bytes) in disk.chunks_mut(1 << 16).enumerate() {
         if block % 3 != 0 && !BAD[n].contains(&(block as u64)) {
@@ -56,6 +56,17 @@ fn run_of(n: usize, block: u64) -> Run {
 
 fn open(files: &SimFiles) -> Result<DiskStore, StoreError> {
     DiskStore::open(files.arc(), owner().agent, owner().disk)
+}
+
+pub(crate) fn id(n: usize) -> CheckpointId {
+    CheckpointId::next(1_795_293_296 + n as i64, None)
+}
+
+/// The files of a whole life.
+pub(crate) fn files() -> SimFiles {
+    let files = SimFiles::default();
+    live(&mut open(&files).unwrap()).unwrap();
+    files
 }
 
 /// Lives on to the last checkpoint from whatever is there.
@@ -85,7 +96,7 @@ fn live(store: &mut DiskStore) -> Result<(), StoreError> {
         store.sync()?;
         assert_eq!(store.unreadable()?, set(BAD[n]), "before commit {n}");
         let checkpoint = store.commit(Seal {
-            id: CheckpointId::next(1_795_293_296 + n as i64, None),
+            id: id(n),
             device: "sda".into(),
             geometry: geometry(),
             consistency: Consistency::Filesystem,
@@ -123,8 +134,7 @@ fn check(files: &SimFiles) -> usize {
 
 #[test]
 fn they_are_counted_right_and_zeros_over_every_crash() {
-    let whole = SimFiles::default();
-    live(&mut open(&whole).unwrap()).unwrap();
+    let whole = files();
     assert_eq!(check(&whole), BAD.len());
     let (ops, _) = whole.counts();
     for at in 0..=ops {
@@ -182,8 +192,7 @@ fn a_run_of_data_can_hold_some_and_data_in_their_place_is_refused() {
 
 #[test]
 fn bytes_in_the_image_where_there_should_be_zeros_are_damage() {
-    let files = SimFiles::default();
-    live(&mut open(&files).unwrap()).unwrap();
+    let files = files();
     let (dir, owner) = (Dir::new(files.arc()), owner());
     let found = chain::load(&dir, &owner).unwrap();
     let img = dir.open(&owner.img(found.members[0].checkpoint.id), true).unwrap();
