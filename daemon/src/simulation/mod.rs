@@ -57,8 +57,7 @@ fn number(name: &str) -> Option<u64> {
 
 /// Runs the seeds on every processor; gives the checkpoints, or the first seed that failed.
 fn run_all(first: u64, seeds: u64) -> Result<u64, u64> {
-    let (next, checkpoints, failed) =
-        (AtomicU64::new(first), AtomicU64::new(0), AtomicU64::new(u64::MAX));
+    let (next, checkpoints, failed) = (AtomicU64::new(first), AtomicU64::new(0), AtomicU64::new(u64::MAX));
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -83,7 +82,8 @@ fn run_all(first: u64, seeds: u64) -> Result<u64, u64> {
 
 #[test]
 fn every_checkpoint_is_what_the_disk_was_whatever_breaks() {
-    let (first, seeds) = (number("BLXREP_SIM_FIRST").unwrap_or(0), number("BLXREP_SIM_SEEDS").unwrap_or(SEEDS));
+    let (first, seeds) =
+        (number("BLXREP_SIM_FIRST").unwrap_or(0), number("BLXREP_SIM_SEEDS").unwrap_or(SEEDS));
     if number("BLXREP_SIM_TRACE").is_some() {
         run(first, true);
         return;
@@ -91,7 +91,10 @@ fn every_checkpoint_is_what_the_disk_was_whatever_breaks() {
     match run_all(first, seeds) {
         Ok(checkpoints) => {
             println!("{seeds} seeds passed, {checkpoints} checkpoints compared");
-            assert!(checkpoints > 2 * seeds, "only {checkpoints} checkpoints: the simulation does not get anywhere");
+            assert!(
+                checkpoints > 2 * seeds,
+                "only {checkpoints} checkpoints: the simulation does not get anywhere"
+            );
         }
         Err(seed) => panic!("seed {seed} failed; to see it again: make sim SEEDS=1 FIRST={seed} TRACE=1"),
     }
