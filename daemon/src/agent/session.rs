@@ -287,7 +287,7 @@ impl DiskSession {
             let failed = DiskUp::SyncFailed { reason: PAUSED.to_owned(), paused: true };
             return self.outbox.push_back(Action::Send(Endpoint::Live, failed));
         }
-        let (sync, retry) = (self.sync.insert(Sync::new()), self.unreadable.to_retry());
+        let (sync, retry) = (self.sync.insert(Sync::new()), self.unreadable.take_retry());
         match retry.is_empty() {
             true => self.begin_round(),
             false => sync.retry(retry),

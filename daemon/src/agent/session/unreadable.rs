@@ -28,7 +28,7 @@ impl Unreadable {
     }
 
     /// The blocks to be tried again in a sync that begins.
-    pub(super) fn to_retry(&mut self) -> BlockSet {
+    pub(super) fn take_retry(&mut self) -> BlockSet {
         let mut blocks = self.known.clone();
         blocks.remove(Extent { first: 0, count: std::mem::take(&mut self.retry_from) });
         if blocks.is_empty() { self.known.clone() } else { blocks }
