@@ -30,6 +30,8 @@ pub(crate) mod life_tests;
 mod refusal_tests;
 #[cfg(test)]
 pub(crate) mod simfiles;
+#[cfg(test)]
+pub(crate) mod unreadable_tests;
 
 use std::fmt;
 use std::io;
