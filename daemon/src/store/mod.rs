@@ -28,7 +28,7 @@ pub mod watched_files;
 pub(crate) mod life_tests;
 #[cfg(test)]
 mod refusal_tests;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod simfiles;
 
 use std::fmt;

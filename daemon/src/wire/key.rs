@@ -181,7 +181,7 @@ impl Agents {
         Self::parse(&text).map_err(|line| KeyError::Line { path: path.to_owned(), line })
     }
 
-    fn parse(text: &str) -> Result<Self, usize> {
+    pub(crate) fn parse(text: &str) -> Result<Self, usize> {
         let mut agents = HashMap::new();
         for (line, number) in text.lines().zip(1usize..) {
             let line = line.trim();
