@@ -15,13 +15,16 @@ pub const AGENT_LOST: &str = "4c381d228baf43e1a50039cd1109d031";
 /// A disk is given up until a person has acted.
 pub const DISK_GIVEN_UP: &str = "062429706bcc49228ea4217877467d29";
 
+/// The data directory has too little space.
+pub const NO_SPACE: &str = "3ff15c5fe0f44b70bfd3ecdd55d25a5f";
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn the_readme_lists_every_id() {
         let (code, readme) = (include_str!("message_id.rs"), include_str!("../../README.md"));
         let ids: Vec<&str> = code.split('"').filter(|text| text.len() == 32).collect();
-        assert_eq!(ids.len(), 6);
+        assert_eq!(ids.len(), 7);
         assert!(ids.iter().all(|id| readme.contains(id)));
     }
 }

@@ -251,6 +251,7 @@ impl World {
                 }
                 Event::Ready => self.ready = true,
                 Event::SyncFailed { .. } => self.ordered = false,
+                Event::Tight(_) => {}
                 Event::Committed(checkpoint) => {
                     self.ordered = false;
                     self.acknowledged.push(*checkpoint);
