@@ -35,7 +35,7 @@ INSTALLED = $(BINDIR)/blxrep $(BINDIR)/blxctl \
 	$(DBUSDIR)/org.blxrep.conf $(POLKITDIR)/org.blxrep.policy \
 	$(DOCDIR)/config.example.yaml $(DOCDIR)/README.md $(DOCDIR)/LICENSE-MIT $(DOCDIR)/LICENSE-APACHE
 
-.PHONY: help build release demo test lint bench install uninstall clean
+.PHONY: help build release demo test fuzz lint bench install uninstall clean
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -58,6 +58,9 @@ test: ## All tests (sudo make test)
 	@tools/install-deps test
 	tools/cargo test --workspace --no-run
 	tools/with-bpffs tools/cargo --as-root test --workspace --no-fail-fast
+
+fuzz: ## Fuzz every decoder, FUZZ_SECONDS (600) each
+	tools/fuzz
 
 lint: ## Formatting, clippy, scripts, units, licences
 	tools/cargo fmt --check

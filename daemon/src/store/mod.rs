@@ -29,6 +29,7 @@ pub(crate) mod life_tests;
 #[cfg(test)]
 mod refusal_tests;
 #[cfg(any(test, fuzzing))]
+#[cfg_attr(not(test), allow(dead_code, reason = "fuzz targets need only a part of it"))]
 pub(crate) mod simfiles;
 
 use std::fmt;
