@@ -80,6 +80,8 @@ pub enum Action {
 /// What a drain is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DrainFor {
+    /// The beginning of a compare, which covers whatever changed before.
+    Scan,
     /// Reporting what changed.
     Report,
     /// The next round of a sync.

@@ -49,6 +49,7 @@ pub struct Scan {
     /// Groups being read, and those of `wanted`: what becomes of them is not known yet.
     unsettled: BTreeSet<u64>,
     told: bool,
+    closed: bool,
 }
 
 impl Scan {
@@ -64,12 +65,23 @@ impl Scan {
             wanted: BTreeSet::new(),
             unsettled: BTreeSet::new(),
             told: false,
+            closed: false,
         }
     }
 
-    /// Whether the dispatcher was told that every group was read.
+    /// Whether the dispatcher has everything. Not sooner: a seal goes on another connection and may overtake the last data.
     pub fn is_done(&self) -> bool {
-        self.told
+        self.closed
+    }
+
+    /// The dispatcher says that it has everything.
+    pub fn close(&mut self) {
+        self.closed = self.told;
+    }
+
+    /// Whether it compares every group and has not begun: whatever changed before need not be sent apart from it.
+    pub fn covers_all_before(&self) -> bool {
+        self.compare && self.next_group == 0 && self.asked_to == 0
     }
 
     /// How much was read, from 0 to 1.
@@ -140,7 +152,7 @@ impl Scan {
     /// Goes back to a group whose data may not have arrived.
     pub fn rewind(&mut self, group: u64) {
         self.next_group = self.next_group.min(group);
-        self.told = false;
+        (self.told, self.closed) = (false, false);
     }
 
     /// The connection is gone: what was asked for will not come.
@@ -154,7 +166,7 @@ impl Scan {
         self.comparing = None;
         self.asked_to = self.next_group;
         // A finished scan is told again: the dispatcher may not have heard.
-        self.told = false;
+        (self.told, self.closed) = (false, false);
     }
 }
 

@@ -192,6 +192,12 @@ impl DiskSession {
                     self.outbox.push_back(Action::Read(Extent { first, count }, Purpose::Differing(hashes)));
                 }
             }
+            DiskDown::ScanClosed => {
+                if let Some(scan) = &mut self.scan {
+                    scan.close();
+                }
+                self.begin_what_waits();
+            }
             DiskDown::Ack { seq } => self.acked(endpoint, seq),
             DiskDown::Committed { id } => self.committed(id),
             DiskDown::Refused { reason, lasting } => {
@@ -229,13 +235,16 @@ impl DiskSession {
     }
 
     fn drained(&mut self, drain: DrainFor, blocks: &BlockSet, time_unix_ms: u64) {
+        if drain == DrainFor::Scan {
+            return;
+        }
         self.to_send.union(blocks);
         // What changes behind the freeze belongs to the next checkpoint: reported when this one is committed.
         if !self.sync.as_ref().is_some_and(|sync| sync.phase().is_behind_freeze()) {
             self.report(blocks);
         }
         match drain {
-            DrainFor::Report => {}
+            DrainFor::Scan | DrainFor::Report => {}
             DrainFor::Round => self.plan_round(),
             DrainFor::Seal => self.seal_unfrozen(time_unix_ms),
         }
@@ -253,18 +262,25 @@ impl DiskSession {
 
     fn sync_ordered(&mut self) {
         let scanning = self.scan.as_ref().is_some_and(|scan| !scan.is_done());
-        if !self.attached || self.sync.is_some() {
-            // Orders come on another connection: they may overtake the answer to the attach, or the news of a commit.
+        if !self.attached || self.sync.is_some() || scanning {
+            // Orders come on another connection: they may overtake the answer to the attach, the end of a scan, or the
+            // news of a commit.
             self.order_waits = true;
             return;
         }
-        if scanning || self.paused {
-            let reason = if self.paused { PAUSED } else { "the disk is still being copied or compared" };
-            let failed = DiskUp::SyncFailed { reason: reason.to_owned(), paused: self.paused };
+        if self.paused {
+            let failed = DiskUp::SyncFailed { reason: PAUSED.to_owned(), paused: true };
             return self.outbox.push_back(Action::Send(Endpoint::Live, failed));
         }
         self.sync = Some(Sync::new());
         self.begin_round();
+    }
+
+    /// Begins the sync whose order came too early.
+    fn begin_what_waits(&mut self) {
+        if std::mem::take(&mut self.order_waits) {
+            self.sync_ordered();
+        }
     }
 
     fn begin_round(&mut self) {

@@ -93,6 +93,8 @@ struct Attachment {
     geometry: Geometry,
     device: String,
     epoch: Epoch,
+    /// Why the disk is compared, for the journal of changes and in words.
+    gap: Option<(Gap, String)>,
     scanning: bool,
     /// Groups that were asked for in a compare.
     compared_groups: u64,
@@ -290,42 +292,25 @@ impl DiskSession {
                 }
                 resumes = !compare || comparing == Some(claim.epoch);
             }
+            // What came of the round before stays: the compare is with all that is here.
             Plan::Compare => {
-                resumes = comparing == Some(claim.epoch);
-                if !resumes {
-                    store.drop_delta()?;
-                }
                 self.need_room(0)?;
+                resumes = comparing == Some(claim.epoch);
             }
         }
-        let mut gap = None;
-        if let (Some(reason), false) = (reason, resumes) {
-            let store = self.store()?;
-            store.put_gap(claim.gap.unwrap_or(Gap::NewTracker))?;
-            // Durable before the agent goes by it: else what was reported before would be asked for again and again.
-            store.sync()?;
-            gap = Some(match reason {
-                Reason::Gap(gap) => gap.to_string(),
-                Reason::OtherHistory => "the agent's last checkpoint is not the newest one here".to_owned(),
-            });
-        }
+        let gap = reason.map(|reason| (claim.gap.unwrap_or(Gap::NewTracker), describe_gap(reason)));
         let resumes = resumes && !std::mem::take(&mut self.distrust);
         let store = self.store()?;
         let newest = store.newest().map(Newest::from);
         let next_seq = store.last_seq() + 1;
-        self.comparing = reason.map(|_| claim.epoch);
+        self.comparing = self.comparing.filter(|_| gap.is_some());
         let scanning = plan != Plan::Continue;
         let acked = [next_seq - 1; 2];
-        if let Some(why) = gap {
-            warn!(
-                MESSAGE_ID = GAP_FOUND, AGENT = %self.agent, DISK = %self.disk,
-                "gap: {why}; the whole disk is compared"
-            );
-        }
         self.attachment = Some(Attachment {
             geometry,
             device,
             epoch: claim.epoch,
+            gap,
             scanning,
             compared_groups: 0,
             received: acked,
@@ -447,8 +432,21 @@ impl DiskSession {
             (Endpoint::Snapshot, DiskUp::ScanDone) => {
                 let was = std::mem::replace(&mut attachment.scanning, false);
                 let mut events = self.flush()?;
+                events.push(Event::Answer(Endpoint::Snapshot, DiskDown::ScanClosed));
                 events.extend(was.then_some(Event::Ready));
                 Ok(events)
+            }
+            (Endpoint::Live, DiskUp::ScanBegins) => {
+                let Some((gap, why)) = attachment.gap.take() else {
+                    return Err(SessionError::Protocol("a compare that was not asked for".to_owned()));
+                };
+                store.put_gap(gap)?;
+                self.comparing = Some(attachment.epoch);
+                warn!(
+                    MESSAGE_ID = GAP_FOUND, AGENT = %self.agent, DISK = %self.disk,
+                    "gap: {why}; the whole disk is compared"
+                );
+                Ok(Vec::new())
             }
             (Endpoint::Live, DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms, note }) => {
                 if attachment.scanning {
@@ -507,6 +505,13 @@ fn check_geometry(known: Option<Geometry>, now: Geometry) -> Result<(), SessionE
     } else {
         "the disk was copied with another block size".to_owned()
     }))
+}
+
+fn describe_gap(reason: Reason) -> String {
+    match reason {
+        Reason::Gap(gap) => gap.to_string(),
+        Reason::OtherHistory => "the agent's last checkpoint is not the newest one here".to_owned(),
+    }
 }
 
 fn describe(plan: Plan) -> &'static str {

@@ -66,6 +66,10 @@ struct State {
     stopped: bool,
     /// Bytes that fit, and the size that is told; `None`: as many as one likes.
     capacity: Option<(u64, u64)>,
+    /// There is no space, until there is.
+    is_full: bool,
+    /// The operation that fails with an I/O error, once.
+    fail_at: Option<u64>,
 }
 
 #[derive(Clone, Default)]
@@ -118,6 +122,9 @@ impl State {
     }
 
     fn space(&self) -> Space {
+        if self.is_full {
+            return Space { free_bytes: 0, total_bytes: 1 << 60 };
+        }
         let Some((fit, total_bytes)) = self.capacity else {
             return Space { free_bytes: 1 << 60, total_bytes: 1 << 60 };
         };
@@ -131,6 +138,12 @@ impl State {
         if self.stopped || self.stop_at.is_some_and(|at| n >= at) {
             self.stopped = true;
             return Err(io::Error::other("the process is dead"));
+        }
+        if self.fail_at.take_if(|at| n >= *at).is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        if grows && self.is_full {
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         if grows && self.fault.is_some_and(|f| matches!(f, Fault::Full(at) if n >= at)) {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
@@ -205,6 +218,35 @@ impl SimFiles {
     /// The process is killed before operation `at`.
     pub(crate) fn stop_at(&self, at: u64) {
         self.state().stop_at = Some(at);
+    }
+
+    /// The process is killed some operations from now.
+    pub(crate) fn stop_soon(&self, ops: u64) {
+        let mut state = self.state();
+        state.stop_at = Some(state.ops + ops);
+    }
+
+    /// Whether the process is dead.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.state().stopped
+    }
+
+    /// An operation soon fails with an I/O error. If it is a sync, what it was to write is lost, and yet is read until
+    /// a crash: so does Linux (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020).
+    pub(crate) fn fail_soon(&self, ops: u64) {
+        let mut state = self.state();
+        state.fail_at = Some(state.ops + ops);
+    }
+
+    /// What was to fail soon does not.
+    pub(crate) fn never_fail(&self) {
+        let mut state = self.state();
+        (state.stop_at, state.fail_at) = (None, None);
+    }
+
+    /// There is no space any more, or there is again.
+    pub(crate) fn set_full(&self, is_full: bool) {
+        self.state().is_full = is_full;
     }
 
     /// Operations and syncs so far.
@@ -378,7 +420,14 @@ impl StoreFile for SimFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.files.state();
-        if state.sync()? {
+        let synced = state.sync();
+        if let Err(error) = &synced
+            && error.raw_os_error() == Some(libc::EIO)
+            && let Some(inode) = state.inodes.get_mut(&self.inode)
+        {
+            inode.changes.clear();
+        }
+        if synced? {
             let inode = state.inodes.get_mut(&self.inode).unwrap();
             inode.durable = inode.now.clone();
             inode.changes.clear();

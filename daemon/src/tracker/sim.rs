@@ -6,8 +6,8 @@ use super::{Claim, Gap, Tracker, TrackerError};
 use crate::bitmap::{BlockSet, Extent};
 use crate::ids::{CheckpointId, Epoch};
 
-#[derive(Default)]
 struct State {
+    epoch: Epoch,
     live: BlockSet,
     pending: BlockSet,
     base: Option<CheckpointId>,
@@ -15,6 +15,21 @@ struct State {
     gap_count: u64,
     claimed_gap_count: u64,
     written_blocks: u64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            epoch: Epoch([7; 16]),
+            live: BlockSet::new(),
+            pending: BlockSet::new(),
+            base: None,
+            gap: None,
+            gap_count: 0,
+            claimed_gap_count: 0,
+            written_blocks: 0,
+        }
+    }
 }
 
 /// Clones share one state: keep one to write with while another is the tracker.
@@ -40,6 +55,14 @@ impl SimTracker {
             s.gap = Some(gap);
             s.gap_count += 1;
         });
+    }
+}
+
+impl SimTracker {
+    /// The machine starts: tracking begins anew.
+    pub(crate) fn reboot(&self, epoch: u8) {
+        self.with(|s| *s = State { epoch: Epoch([epoch; 16]), ..State::default() });
+        self.raise(Gap::NewTracker);
     }
 }
 
@@ -69,7 +92,7 @@ impl Tracker for SimTracker {
     fn claim(&mut self) -> Result<Claim, TrackerError> {
         Ok(self.with(|s| {
             s.claimed_gap_count = s.gap_count;
-            Claim { epoch: Epoch([7; 16]), base: s.base, gap: s.gap }
+            Claim { epoch: s.epoch, base: s.base, gap: s.gap }
         }))
     }
 

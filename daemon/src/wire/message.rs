@@ -197,6 +197,8 @@ pub enum DiskUp {
         /// Because the disk is paused: nothing is wrong.
         paused: bool,
     },
+    /// Every group is read and compared from here on: what was reported before counts no more (live).
+    ScanBegins,
 }
 
 /// What an agent has to do once it is attached.
@@ -262,6 +264,8 @@ pub enum DiskDown {
         /// Whether trying again is of no use before a person has acted.
         lasting: bool,
     },
+    /// The answer to [`DiskUp::ScanDone`]: everything of the scan has arrived and is durable (snapshot).
+    ScanClosed,
 }
 
 /// Agent to dispatcher on `/ws/restore`.

@@ -15,7 +15,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// The version of frames and messages. Both sides must speak the same one.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 
 /// The WebSocket endpoints of the dispatcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,7 +1,7 @@
 //! How a session begins, ends and agrees with the dispatcher on what is committed.
 
 use super::{DiskSession, Sealed};
-use crate::agent::action::Action;
+use crate::agent::action::{Action, DrainFor};
 use crate::agent::scan::Scan;
 use crate::bitmap::BlockSet;
 use crate::ids::{CheckpointId, Epoch};
@@ -70,13 +70,22 @@ impl DiskSession {
             changed = self.to_send.clone();
             let heals = heals.unwrap_or_else(|| self.claim.is_some_and(|claim| claim.gap.is_some()));
             self.outbox.push_front(Action::CommitTracker { id, keep: changed.clone(), heals });
+        } else if knows_what_is_left {
+            // What was sent has arrived. Of the rest it is not known whether it was heard of.
+            changed = self.to_send.clone();
+        }
+        if self.scan.as_ref().is_some_and(Scan::covers_all_before) {
+            (self.to_send, changed) = (BlockSet::new(), BlockSet::new());
+            self.outbox.push_back(Action::Drain(DrainFor::Scan));
+            self.outbox.push_back(Action::Send(Endpoint::Live, DiskUp::ScanBegins));
         }
         self.sealed = None;
-        self.reported = BlockSet::new();
-        self.report(&changed);
-        if std::mem::take(&mut self.order_waits) {
-            self.sync_ordered();
+        match knows_what_is_left && adopt.is_none() {
+            true => self.reported.subtract(&changed),
+            false => self.reported = BlockSet::new(),
         }
+        self.report(&changed);
+        self.begin_what_waits();
     }
 
     pub(super) fn committed(&mut self, id: CheckpointId) {
@@ -93,8 +102,6 @@ impl DiskSession {
         self.outbox.push_front(Action::CommitTracker { id, keep: keep.clone(), heals });
         self.reported = BlockSet::new();
         self.report(&keep);
-        if std::mem::take(&mut self.order_waits) {
-            self.sync_ordered();
-        }
+        self.begin_what_waits();
     }
 }

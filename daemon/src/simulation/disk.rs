@@ -1,0 +1,45 @@
+//! The disk of a simulated machine: what every block holds, by one number a block.
+
+use crate::bitmap::Extent;
+use crate::geometry::Geometry;
+
+/// What a disk holds at one moment: a photograph is a copy of it.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct ModelDisk {
+    pub(super) geometry: Geometry,
+    /// The byte that fills each block.
+    fills: Vec<u8>,
+}
+
+impl ModelDisk {
+    pub(super) fn new(geometry: Geometry) -> Self {
+        Self { geometry, fills: vec![0; geometry.blocks() as usize] }
+    }
+
+    pub(super) fn write(&mut self, extent: Extent, fill: u8) {
+        self.part_mut(extent).fill(fill);
+    }
+
+    /// Puts back what blocks held before, as a volatile cache does that loses its power.
+    pub(super) fn put_back(&mut self, extent: Extent, fills: &[u8]) {
+        self.part_mut(extent).copy_from_slice(fills);
+    }
+
+    pub(super) fn fills(&self, extent: Extent) -> &[u8] {
+        &self.fills[extent.first as usize..extent.end() as usize]
+    }
+
+    fn part_mut(&mut self, extent: Extent) -> &mut [u8] {
+        &mut self.fills[extent.first as usize..extent.end() as usize]
+    }
+
+    /// The bytes of an extent, cut at the end of the disk.
+    pub(super) fn bytes(&self, extent: Extent) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.geometry.range(extent.first, extent.count).1 as usize);
+        for (fill, block) in self.fills(extent).iter().zip(extent.first..) {
+            let end = bytes.len() + self.geometry.range(block, 1).1 as usize;
+            bytes.resize(end, *fill);
+        }
+        bytes
+    }
+}
