@@ -257,8 +257,11 @@ impl DiskSession {
 
     fn store(&mut self) -> Result<&mut DiskStore, SessionError> {
         if self.store.is_none() {
-            self.store = Some(DiskStore::open(self.files.clone(), self.agent.clone(), self.disk.clone())?);
             self.comparing = None;
+            let store = DiskStore::open(self.files.clone(), self.agent.clone(), self.disk.clone());
+            // What could not be opened may have been taken back, and with it what was acknowledged.
+            self.distrust |= store.is_err();
+            self.store = Some(store?);
         }
         self.store.as_mut().ok_or_else(not_attached)
     }

@@ -70,7 +70,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut random = Random(seed);
-        let geometry = Geometry::new((3 << 20) + 512 * random.between(1, 7), 12).unwrap();
+        let geometry = Geometry::new((random.between(1, 2) << 20) + 512 * random.between(1, 7), 12).unwrap();
         let files = SimFiles::default();
         let mut machine = Machine::new(geometry);
         // What is on the disk before anybody tracks it.

@@ -34,6 +34,7 @@ pub struct DeltaLog {
     map: BlockMap,
     seq: u64,
     durable_seq: u64,
+    durable_end: u64,
     dirty: bool,
     named: bool,
 }
@@ -264,23 +265,35 @@ impl DeltaLog {
             map: BlockMap::default(),
             seq: 0,
             durable_seq: 0,
+            durable_end: START,
             dirty: true,
             named: false,
         })
     }
 
-    /// Goes on with a log that was found: cuts what is behind the last valid record and makes the rest durable (the
-    /// process that wrote it may have died before it could).
+    /// Goes on with a log that was found and made durable: cuts what is behind the last valid record.
     ///
     /// # Errors
     /// NoSpace or Io.
     pub fn resume(file: Handle, scan: Scan) -> Result<Self, StoreError> {
         if file.len()? > scan.end {
             file.set_len(scan.end)?;
+            file.sync()?;
         }
-        file.sync()?;
         let Scan { header, map, end, chain, hasher, seq, .. } = scan;
-        Ok(Self { file, header, end, chain, hasher, map, seq, durable_seq: seq, dirty: false, named: false })
+        Ok(Self {
+            file,
+            header,
+            end,
+            chain,
+            hasher,
+            map,
+            seq,
+            durable_seq: seq,
+            durable_end: end,
+            dirty: false,
+            named: false,
+        })
     }
 
     /// The opening header.
@@ -338,8 +351,16 @@ impl DeltaLog {
             dir.sync_names(self.file.path())?;
             self.named = true;
         }
-        self.durable_seq = self.seq;
+        (self.durable_seq, self.durable_end) = (self.seq, self.end);
         Ok(())
+    }
+
+    /// Cuts off what is not known to be durable, after an error of the file system.
+    ///
+    /// # Errors
+    /// NoSpace or Io.
+    pub fn cut_back(&self) -> Result<(), StoreError> {
+        self.file.set_len(if self.named { self.durable_end } else { 0 })
     }
 
     /// Appends the index and the closing header, `header` with the hashes filled in, and makes all durable.

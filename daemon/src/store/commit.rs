@@ -63,9 +63,9 @@ impl DiskStore {
                 note: layout::cut_note(&seal.note),
                 ..s.open_header(Kind::DeltaEnd)?
             };
-            s.open_delta()?;
-            let Some(mut delta) = s.delta.take() else { return Err(StoreError::Poisoned) };
-            let (closing, hash) = delta.seal(&s.dir, header)?;
+            let dir = s.dir.clone();
+            let (closing, hash) = s.open_delta()?.seal(&dir, header)?;
+            let Some(delta) = s.delta.take() else { return Err(StoreError::Poisoned) };
             s.journal = None;
             s.finish(seal.id, closing, hash, delta.file(), delta.map())
         })

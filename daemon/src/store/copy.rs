@@ -59,7 +59,12 @@ impl Copy {
         }
     }
 
-    /// Goes on with a copy that was found; `None` if there is none that can be gone on with.
+    /// The file of the records.
+    pub(super) fn sum(&self) -> &Handle {
+        &self.sum
+    }
+
+    /// Goes on with a copy that was found, whose records are to be made durable; `None` if there is none that can be gone on with.
     pub(super) fn resume(dir: &Dir, owner: &Paths) -> Result<Option<Self>, StoreError> {
         let (Some(img), Some(sum)) =
             (dir.open_existing(&owner.copy_img(), true)?, dir.open_existing(&owner.copy_sum(), true)?)
@@ -91,8 +96,6 @@ impl Copy {
             }
             at = sum::record_offset(geometry, group + 1);
         }
-        // The process that wrote the records may have died before they were durable.
-        sum.sync()?;
         Ok(Some(Self::over(header, img, sum, present, false)))
     }
 
@@ -158,6 +161,13 @@ impl Copy {
             self.waiting.insert(group, whole);
         }
         Ok(())
+    }
+
+    /// Takes back the records that are not known to be durable, after an error of the file system: their groups come again.
+    pub(super) fn cut_back(&self) -> Result<(), StoreError> {
+        let geometry = self.geometry();
+        let none = vec![0; sum::record_bytes(geometry) as usize];
+        self.waiting.keys().try_for_each(|group| self.sum.write(&none, sum::record_offset(geometry, *group)))
     }
 
     /// Makes the image durable, then the records that say so.

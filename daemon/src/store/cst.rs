@@ -233,16 +233,16 @@ impl OpenJournal {
         Self { state, file: None, waiting: head, written: 0, named: false }
     }
 
-    /// Goes on with a journal that was found: cuts its torn tail or a seal that came to nothing, and makes what is
-    /// left durable, for the next write must not meet old bytes.
+    /// Goes on with a journal that was found and made durable: cuts its torn tail or a seal that came to nothing, for the
+    /// next write must not meet old bytes.
     ///
     /// # Errors
     /// NoSpace or Io.
     pub fn resume(file: Handle, mut state: Journal) -> Result<Self, StoreError> {
         if state.torn || state.sealed.is_some() {
             file.set_len(state.end)?;
+            file.sync()?;
         }
-        file.sync()?;
         (state.torn, state.sealed) = (false, None);
         let written = state.end;
         Ok(Self { state, file: Some(file), waiting: Vec::new(), written, named: false })
@@ -307,6 +307,14 @@ impl OpenJournal {
             self.named = true;
         }
         Ok(())
+    }
+
+    /// Cuts off what is not known to be durable, after an error of the file system.
+    ///
+    /// # Errors
+    /// NoSpace or Io.
+    pub fn cut_back(&self) -> Result<(), StoreError> {
+        self.file.as_ref().map_or(Ok(()), |file| file.set_len(self.written))
     }
 
     /// Seals the journal for a checkpoint, durably; returns its total hash.

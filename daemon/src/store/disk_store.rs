@@ -9,6 +9,8 @@
 
 use std::sync::Arc;
 
+use tracing::error;
+
 use super::bak::DeltaLog;
 use super::block_map::BlockMap;
 pub use super::commit::Seal;
@@ -356,7 +358,27 @@ impl DiskStore {
         }
         let result = act(self);
         self.poisoned = result.as_ref().is_err_and(StoreError::poisons);
+        if self.poisoned {
+            self.cut_back();
+        }
         result
+    }
+
+    /// After a sync that failed, Linux reads what it could not write and takes it for written (Rebello et al., "Can
+    /// Applications Recover from fsync Failures?", USENIX ATC 2020): who opens the files again would build on it. So
+    /// nothing is left but what was durable before.
+    fn cut_back(&self) {
+        let cut = [
+            self.delta.as_ref().map(DeltaLog::cut_back),
+            self.journal.as_ref().map(OpenJournal::cut_back),
+            self.copy.as_ref().map(Copy::cut_back),
+        ];
+        for error in cut.into_iter().flatten().filter_map(Result::err) {
+            error!(
+                AGENT = %self.owner.agent, DISK = %self.owner.disk,
+                "{error}; what was not written can be taken for written: mend the disk and restart this machine"
+            );
+        }
     }
 }
 

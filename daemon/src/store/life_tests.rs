@@ -311,6 +311,53 @@ fn a_disk_full_at_any_operation_leaves_nothing_half_visible_and_life_goes_on() {
     }
 }
 
+/// The process that met an error goes on, and what it reads may not be what is on the disk; then the power goes.
+fn go_on_after_an_error(files: &SimFiles, acks: &mut Acks) -> Result<(), String> {
+    open(files).and_then(|mut store| live(&mut store, acks)).map_err(|e| e.to_string())?;
+    files.crash(Loss::All);
+    match check_visible(files, acks)? {
+        COMMITS => Ok(()),
+        n => Err(format!("life ended with {n} checkpoints")),
+    }
+}
+
+#[test]
+fn an_io_error_at_any_operation_takes_nothing_back_that_is_acknowledged_later() {
+    let (ops, _) = whole_life();
+    for at in 0..ops {
+        let files = SimFiles::default();
+        let mut acks = Acks::default();
+        files.fail_soon(at);
+        let failed = open(&files).and_then(|mut store| live(&mut store, &mut acks));
+        assert!(matches!(failed, Err(StoreError::Io { .. })), "at operation {at}: {failed:?}");
+        assert_eq!(go_on_after_an_error(&files, &mut acks), Ok(()), "an error at operation {at} of {ops}");
+    }
+}
+
+#[test]
+fn an_io_error_while_the_store_is_opened_takes_nothing_back_that_is_acknowledged_later() {
+    let (ops, _) = whole_life();
+    for at in 0..=ops {
+        let killed = SimFiles::default();
+        let mut acks = Acks::default();
+        let _ = run(&killed, None, Some(at), &mut acks);
+        killed.crash(Loss::Nothing);
+        for fails in 0.. {
+            let files = killed.fork();
+            files.fail_soon(fails);
+            if open(&files).is_ok() {
+                break;
+            }
+            let result = go_on_after_an_error(&files, &mut acks.clone());
+            assert_eq!(
+                result,
+                Ok(()),
+                "killed at operation {at} of {ops}, then an error at operation {fails}"
+            );
+        }
+    }
+}
+
 /// Whether leaving out the sync number `skip` is noticed at some cut.
 fn is_noticed(skip: u64, ops: u64) -> bool {
     (skip..=ops).any(|at| {

@@ -1,6 +1,6 @@
 //! Opening a disk's files after whatever happened to them. Done again at any point it ends the same.
 
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::StoreError;
 use super::bak::{self, DeltaLog};
@@ -73,15 +73,34 @@ impl DiskStore {
                 return self.dir.remove(&path);
             }
             self.check_parent(&file, &closing)?;
-            file.sync()?;
-            self.check_sealed_journal(&closing)?;
+            let journal = self.sealed_journal(&closing)?;
+            // Under its final name both were durable before, and blocks may be folded already.
+            if journal.path() == self.owner.next_cst() {
+                self.sync_or_remove([&file, &journal])?;
+            }
             self.finish(id, closing, hash, &file, &scan.map)?;
             return Ok(());
         }
         self.check_parent(&file, &scan.header)?;
         self.epoch = scan.header.epoch;
+        self.sync_or_remove([&file])?;
         self.delta = Some(DeltaLog::resume(file, scan)?);
         Ok(())
+    }
+
+    /// Makes files that were found durable. If that fails it is not known which bytes are only in memory, and at the
+    /// next try nothing would tell any more: they go, and what was in them comes again.
+    fn sync_or_remove<const N: usize>(&self, files: [&Handle; N]) -> Result<(), StoreError> {
+        let synced = files.into_iter().try_for_each(Handle::sync);
+        if synced.is_err() {
+            for error in files.into_iter().filter_map(|file| self.dir.remove(file.path()).err()) {
+                error!(
+                    AGENT = %self.owner.agent, DISK = %self.owner.disk,
+                    "{error}; remove it before the dispatcher starts again"
+                );
+            }
+        }
+        synced
     }
 
     fn check_parent(&self, file: &Handle, header: &Header) -> Result<(), StoreError> {
@@ -98,21 +117,28 @@ impl DiskStore {
     }
 
     /// A sealed delta's journal was sealed before it, under one of its two names.
-    fn check_sealed_journal(&self, closing: &Header) -> Result<(), StoreError> {
-        let Some((id, _)) = closing.id else { return Ok(()) };
-        let done = self.owner.cst(id);
-        let path = if self.dir.exists(&done)? { done } else { self.owner.next_cst() };
+    fn sealed_journal(&self, closing: &Header) -> Result<Handle, StoreError> {
+        let id = closing.id.map(|(id, _)| id);
+        let done = id.map(|id| self.owner.cst(id));
+        let path = match done {
+            Some(done) if self.dir.exists(&done)? => done,
+            _ => self.owner.next_cst(),
+        };
         let file = self.dir.open(&path, false)?;
-        let journal = cst::read(&file, &self.owner, Some(id))?;
-        if journal.and_then(|j| j.sealed) != Some((id, closing.journal)) {
-            return Err(file.damaged(format!("it is not the journal that checkpoint {id} was sealed with")));
+        let journal = cst::read(&file, &self.owner, id)?;
+        let sealed = journal.and_then(|journal| journal.sealed);
+        if sealed.is_none_or(|(of, total)| (Some(of), total) != (id, closing.journal)) {
+            return Err(file.damaged("it is not the journal that the checkpoint under way was sealed with"));
         }
-        file.sync()
+        Ok(file)
     }
 
     fn recover_copy(&mut self) -> Result<(), StoreError> {
         if self.base.is_none() {
             self.copy = Copy::resume(&self.dir, &self.owner)?;
+            if let Some(copy) = &self.copy {
+                self.sync_or_remove([copy.sum()])?;
+            }
         }
         match &self.copy {
             Some(copy) if self.delta.is_none() => self.epoch = copy.header.epoch,
@@ -159,6 +185,7 @@ impl DiskStore {
             }
             Err(error) => return Err(error),
         };
+        self.sync_or_remove([&file])?;
         self.journal = Some(OpenJournal::resume(file, journal)?);
         Ok(())
     }

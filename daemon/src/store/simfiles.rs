@@ -429,8 +429,9 @@ impl StoreFile for SimFile {
         }
         if synced? {
             let inode = state.inodes.get_mut(&self.inode).unwrap();
-            inode.durable = inode.now.clone();
-            inode.changes.clear();
+            for change in std::mem::take(&mut inode.changes) {
+                apply(&mut inode.durable, &change);
+            }
         }
         Ok(())
     }
