@@ -10,6 +10,7 @@
 
 mod common {
     pub(crate) mod lab;
+    pub(crate) mod writers;
 }
 
 use std::fs;
@@ -17,55 +18,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use common::lab::{Lab, PHOTOGRAPH, mortal, run};
-
-/// A fio job that writes until it is dropped.
-struct Writer(Child);
-
-impl Writer {
-    fn fio(dir: &Path, engine: &str, direct: bool) -> Self {
-        // Only buffered writes may be smaller than a page everywhere.
-        let sizes =
-            if engine == "sync" { "--bssplit=512/10:4k/60:64k/25:300k/5" } else { "--bssplit=4k/70:64k/30" };
-        let child = mortal("fio")
-            .args(["--name=w", "--rw=randwrite", sizes, "--size=12M", "--nrfiles=3"])
-            .args([
-                "--time_based",
-                "--runtime=600",
-                "--thread",
-                "--rate=1M",
-                "--overwrite=0",
-                "--fallocate=none",
-                "--randrepeat=0",
-            ])
-            .arg(format!("--directory={}", dir.display()))
-            .arg(format!("--filename_format={engine}.$jobnum.$filenum"))
-            .arg(format!("--ioengine={engine}"))
-            .arg(format!("--direct={}", u8::from(direct)))
-            .arg(if direct { "--iodepth=8" } else { "--fsync=64" })
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("fio is needed: run tools/install-deps test");
-        Self(child)
-    }
-
-    /// Files made, changed, punched and removed, and the file system trimmed.
-    fn files(dir: &Path) -> Self {
-        let script = r#"cd "$0" || exit 1; i=0; while :; do i=$((i+1)); n=$((i%20))
-head -c $((n*20000+100)) /dev/urandom > f$n; [ $((i%3)) = 0 ] && fallocate -p -o 8192 -l 16384 f$n
-mv f$n g$n; [ $((i%7)) = 0 ] && rm -f g$((n/2)); [ $((i%60)) = 30 ] && fstrim .; sync f$n 2>/dev/null; sleep 0.05; done"#;
-        let child = mortal("sh").args(["-c", script]).arg(dir).stderr(Stdio::null()).spawn().unwrap();
-        Self(child)
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-        let _ = Command::new("pkill").args(["-KILL", "-P", &self.0.id().to_string()]).status();
-    }
-}
+use common::writers::Writer;
 
 /// One file system over a whole disk, written in every way at once.
 fn file_system_under_writers(fs_type: &str, size_mib: u64, zram: bool) {

@@ -171,6 +171,8 @@ impl Drop for Process {
 pub struct Lab {
     pub dir: PathBuf,
     pub port: u16,
+    /// Where agents connect to; the dispatcher's own port unless something stands before it.
+    pub agents_port: u16,
     /// Distinguishes the agents of tests that run side by side: pins are named after them.
     pub tag: String,
     pub dispatcher: Option<Process>,
@@ -184,7 +186,7 @@ impl Lab {
         let dir = Path::new("/var/tmp").join(format!("blxrep-test-{tag}"));
         fs::create_dir_all(dir.join("photos")).unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { dir, port, tag, dispatcher: None, agents: RefCell::default() }
+        Self { dir, port, agents_port: port, tag, dispatcher: None, agents: RefCell::default() }
     }
 
     pub fn path(&self, name: &str) -> String {
@@ -280,7 +282,7 @@ impl Lab {
     /// Starts an agent with a state directory of another name.
     pub fn start_agent_in(&self, state: &str, agent: &str, devices: &[&str], args: &[&str]) -> Process {
         self.agents.borrow_mut().push(agent.to_owned());
-        let (addr, key) = (format!("127.0.0.1:{}", self.port), self.path(&format!("{agent}.key")));
+        let (addr, key) = (format!("127.0.0.1:{}", self.agents_port), self.path(&format!("{agent}.key")));
         let state = self.path(state);
         let mut all =
             vec!["start", "--mode", "agent", "--id", agent, "--dispatcher-addr", &addr, "--key-file", &key];
