@@ -11,6 +11,7 @@ use crate::geometry::Geometry;
 use crate::hash::hash_blocks;
 use crate::ids::{CheckpointId, Epoch};
 use crate::run::Run;
+use crate::store::StoreError;
 use crate::store::disk_store::{DiskStore, Seal};
 use crate::store::handle::Dir;
 use crate::store::layout::{HEADER_BYTES, Paths};
@@ -140,16 +141,20 @@ fn restored(files: &SimFiles, n: usize) -> Option<Vec<u8>> {
     let chosen = Chosen::find_in(Dir::new(files.arc()), &owner().agent, Some("disk0"), &id).ok()?;
     chosen.checkpoint()?;
     chosen.verified(&mut |_| Ok(())).ok()?;
-    let mut view = chosen.view().expect("what was verified opens");
+    Some(read(&chosen).expect("what was verified can be read"))
+}
+
+fn read(chosen: &Chosen) -> Result<Vec<u8>, StoreError> {
+    let mut view = chosen.view()?;
     let mut disk = vec![0u8; geometry().size_bytes() as usize];
     for group in 0..geometry().groups() {
         let (first, count) = geometry().group_extent(group);
         let (at, len) = geometry().range(first, count);
-        if let Some(group) = view.read_group(group).expect("what was verified can be read") {
+        if let Some(group) = view.read_group(group)? {
             disk[at as usize..(at + len) as usize].copy_from_slice(&group.data);
         }
     }
-    Some(disk)
+    Ok(disk)
 }
 
 /// The first checkpoint that rests on a file; `COMMITS` if none does.
@@ -307,4 +312,25 @@ fn every_file_replaced_by_another_and_every_two_names_swapped_are_found() {
     }
     assert_eq!(found(&files), Vec::<String>::new());
     tried.say("replaced and swapped");
+}
+
+#[test]
+fn damage_that_comes_behind_the_verify_is_found_where_a_byte_is_read() {
+    let tree = tree();
+    let files = lay(&tree);
+    let chosen = Chosen::find_in(Dir::new(files.arc()), &owner().agent, Some("disk0"), "latest").unwrap();
+    chosen.verified(&mut |_| Ok(())).unwrap();
+    let mut refused = 0;
+    for (path, bytes) in own_files(&tree) {
+        let file = Dir::new(files.arc()).open(path, true).unwrap();
+        for at in (0..bytes.len()).step_by(53) {
+            file.write(&[bytes[at] ^ 1 << (at % 8)], at as u64).unwrap();
+            match read(&chosen) {
+                Ok(disk) => assert!(disk == version(COMMITS - 1), "byte {at} of {}", path.display()),
+                Err(_) => refused += 1,
+            }
+            file.write(&bytes[at..=at], at as u64).unwrap();
+        }
+    }
+    assert!(refused > 500, "{refused} were read");
 }
