@@ -157,7 +157,7 @@ fn with_notes<'a>(table: &str, notes: impl Iterator<Item = &'a str>) -> String {
     table.lines().zip(std::iter::once("").chain(notes)).map(with_note).collect()
 }
 
-/// Checkpoints, each followed by its note.
+/// Checkpoints, each followed by what it lacks and its note.
 pub(crate) fn checkpoints(checkpoints: &[Checkpoint], now_usec: u64) -> String {
     if checkpoints.is_empty() {
         return "no checkpoints\n".to_owned();
@@ -184,7 +184,16 @@ pub(crate) fn checkpoints(checkpoints: &[Checkpoint], now_usec: u64) -> String {
             bytes(checkpoint.stored_bytes),
         ]
     };
-    with_notes(&table(&headings, checkpoints.iter().map(row).collect()), checkpoints.iter().map(|c| &*c.note))
+    let below = |c: &Checkpoint| {
+        let lacks = match c.unreadable_blocks {
+            0 => String::new(),
+            blocks => format!("zeros for {blocks} blocks that could not be read"),
+        };
+        let both = if lacks.is_empty() || c.note.is_empty() { "" } else { "\n    " };
+        format!("{lacks}{both}{}", c.note)
+    };
+    let below: Vec<String> = checkpoints.iter().map(below).collect();
+    with_notes(&table(&headings, checkpoints.iter().map(row).collect()), below.iter().map(String::as_str))
 }
 
 pub(crate) fn jobs(jobs: &[Job]) -> String {
@@ -401,6 +410,7 @@ pub(crate) mod tests {
             consistency: "fuzzy".into(),
             delta_bytes: 4 << 20,
             stored_bytes: 1 << 20,
+            unreadable_blocks: 8,
             note: "/srv could not be frozen".into(),
             time: "unclear".into(),
             ..base.clone()
@@ -409,6 +419,7 @@ pub(crate) mod tests {
         CHECKPOINT          AGE  DEVICE  DISK              CLASS        CHANGED      STORED
         20261121203456    5 min  sda     5000c500a1b2c3d4  filesystem  1.00 GiB  300.00 MiB
         20261121203956-2      -  sda     5000c500a1b2c3d4  fuzzy       4.00 MiB    1.00 MiB
+            zeros for 8 blocks that could not be read
             /srv could not be frozen
         ");
         assert_snapshot!(checkpoints(&[], NOW), @"no checkpoints");

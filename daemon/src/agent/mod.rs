@@ -12,6 +12,7 @@ pub mod link;
 mod lsblk;
 pub mod open;
 pub mod pace;
+pub mod read;
 pub mod run;
 pub mod scan;
 pub mod session;

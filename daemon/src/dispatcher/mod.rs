@@ -5,11 +5,14 @@ pub mod config_link;
 pub mod control;
 pub mod disk;
 pub mod fetch;
+#[cfg(test)]
+mod full_tests;
 pub mod generations;
 pub mod reattach;
 pub mod registry;
 #[cfg(test)]
 mod resize_tests;
+pub mod room;
 pub mod schedule;
 pub mod server;
 pub mod session;

@@ -3,6 +3,7 @@
 use super::dispatcher::Dispatcher;
 use super::world::{Event, World};
 use crate::agent::action::Input;
+use crate::bitmap::BlockSet;
 use crate::geometry::Geometry;
 use crate::store::simfiles::Loss;
 
@@ -39,13 +40,16 @@ pub(super) enum Fault {
     Unseen,
     /// The disk grows or shrinks.
     Resize,
+    /// Sectors of the disk go bad; they can be read again.
+    Spoil,
+    Mend,
     /// A person pauses or resumes.
     Pause,
     /// Programs write much, or little.
     Load,
 }
 
-const ANY: [Fault; 14] = [
+const ANY: [Fault; 15] = [
     Fault::Cut,
     Fault::Cut,
     Fault::Partition,
@@ -58,6 +62,7 @@ const ANY: [Fault; 14] = [
     Fault::ClockJumps,
     Fault::Unseen,
     Fault::Resize,
+    Fault::Spoil,
     Fault::Pause,
     Fault::Load,
 ];
@@ -112,6 +117,13 @@ impl World {
                 self.oracle.allowed_blocks += blocks;
             }
             Fault::Resize => self.resize(),
+            Fault::Spoil => {
+                // A compare tells of them; and of what can be read again.
+                self.oracle.allowed_blocks += 2 * self.machine.spoil(&mut self.random);
+                let wait = self.random.between(10, 20_000);
+                self.after(wait, Event::Fault(Fault::Mend));
+            }
+            Fault::Mend => self.machine.bad = BlockSet::new(),
             Fault::Pause => self.pause(!self.machine.is_paused),
             Fault::Load => self.write_every_ms = 5 << self.random.below(8),
         }
@@ -184,6 +196,7 @@ impl World {
         self.is_faulty = false;
         self.files.set_full(false);
         self.files.never_fail();
+        self.machine.bad = BlockSet::new();
         if self.machine.is_paused {
             self.pause(false);
         }
