@@ -144,20 +144,20 @@ pub(crate) fn agents(agents: &[Agent], now_usec: u64) -> String {
     };
     with_notes(
         &table(&headings, agents.iter().map(row).collect()),
-        agents.iter().map(|agent| &*agent.refused),
+        agents.iter().map(|agent| agent.refused.clone()),
     )
 }
 
 /// A table's rows, each followed by its note if it has one.
-fn with_notes<'a>(table: &str, notes: impl Iterator<Item = &'a str>) -> String {
-    let with_note = |(line, note): (&str, &str)| match note {
+fn with_notes(table: &str, notes: impl Iterator<Item = String>) -> String {
+    let with_note = |(line, note): (&str, String)| match &*note {
         "" => format!("{line}\n"),
         note => format!("{line}\n    {note}\n"),
     };
-    table.lines().zip(std::iter::once("").chain(notes)).map(with_note).collect()
+    table.lines().zip(std::iter::once(String::new()).chain(notes)).map(with_note).collect()
 }
 
-/// Checkpoints, each followed by its note.
+/// Checkpoints, each followed by what it lacks and its note.
 pub(crate) fn checkpoints(checkpoints: &[Checkpoint], now_usec: u64) -> String {
     if checkpoints.is_empty() {
         return "no checkpoints\n".to_owned();
@@ -184,7 +184,12 @@ pub(crate) fn checkpoints(checkpoints: &[Checkpoint], now_usec: u64) -> String {
             bytes(checkpoint.stored_bytes),
         ]
     };
-    with_notes(&table(&headings, checkpoints.iter().map(row).collect()), checkpoints.iter().map(|c| &*c.note))
+    let lacks = |c: &Checkpoint| match (c.unreadable_blocks, &*c.note) {
+        (0, note) => note.to_owned(),
+        (blocks, "") => format!("zeros for {blocks} blocks that could not be read"),
+        (blocks, note) => format!("zeros for {blocks} blocks that could not be read\n    {note}"),
+    };
+    with_notes(&table(&headings, checkpoints.iter().map(row).collect()), checkpoints.iter().map(lacks))
 }
 
 pub(crate) fn jobs(jobs: &[Job]) -> String {
@@ -401,6 +406,7 @@ pub(crate) mod tests {
             consistency: "fuzzy".into(),
             delta_bytes: 4 << 20,
             stored_bytes: 1 << 20,
+            unreadable_blocks: 8,
             note: "/srv could not be frozen".into(),
             time: "unclear".into(),
             ..base.clone()
@@ -409,6 +415,7 @@ pub(crate) mod tests {
         CHECKPOINT          AGE  DEVICE  DISK              CLASS        CHANGED      STORED
         20261121203456    5 min  sda     5000c500a1b2c3d4  filesystem  1.00 GiB  300.00 MiB
         20261121203956-2      -  sda     5000c500a1b2c3d4  fuzzy       4.00 MiB    1.00 MiB
+            zeros for 8 blocks that could not be read
             /srv could not be frozen
         ");
         assert_snapshot!(checkpoints(&[], NOW), @"no checkpoints");

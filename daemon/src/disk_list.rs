@@ -95,8 +95,7 @@ impl DiskList {
         for disk in &changed {
             let _ = if listed { next.insert(disk.clone()) } else { next.remove(disk) };
         }
-        let text: String = next.iter().map(|(agent, disk)| format!("{agent} {disk}\n")).collect();
-        write_private(&self.path, text.as_bytes())
+        write_private(&self.path, text(&next).as_bytes())
             .map_err(|source| DiskListError::File { path: self.path.clone(), source })?;
         *self.disks() = next;
         Ok(changed)
@@ -110,13 +109,18 @@ fn read(path: &Path) -> io::Result<String> {
     fs::read_to_string(path)
 }
 
-fn parse(text: &str) -> Result<Disks, usize> {
+pub(crate) fn parse(text: &str) -> Result<Disks, usize> {
     let mut disks = Disks::new();
     for (line, number) in text.lines().zip(1usize..) {
         let (agent, disk) = line.split_once(' ').ok_or(number)?;
         disks.insert((agent.parse().map_err(|_| number)?, disk.parse().map_err(|_| number)?));
     }
     Ok(disks)
+}
+
+/// The file's text: what [`parse`] reads.
+pub(crate) fn text(disks: &Disks) -> String {
+    disks.iter().map(|(agent, disk)| format!("{agent} {disk}\n")).collect()
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ pub mod device;
 pub mod disk_list;
 pub mod dispatcher;
 pub mod freeze;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod generation;
 pub mod geometry;
 pub mod hash;
@@ -31,5 +33,6 @@ mod simulation;
 pub mod status;
 pub mod store;
 pub mod tracker;
+pub mod unreadable;
 pub mod watchdog;
 pub mod wire;

@@ -11,6 +11,7 @@ pub mod held;
 pub mod link;
 mod lsblk;
 pub mod pace;
+pub mod read;
 pub mod run;
 pub mod scan;
 pub mod session;

@@ -12,6 +12,8 @@ use crate::store::disk_store::DiskStore;
 use crate::store::handle::Dir;
 use crate::store::life_tests::{Acks, geometry, id, live, owner, version};
 use crate::store::simfiles::SimFiles;
+use crate::store::unreadable_tests as unreadable;
+use crate::unreadable::sectors;
 
 pub(super) type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
@@ -70,6 +72,29 @@ fn damage(result: Result<RestoreReport, RestoreError>) -> Vec<Damage> {
 }
 
 #[test]
+fn blocks_that_could_not_be_read_come_back_as_zeros_and_are_named() {
+    let dir = lay(&unreadable::files().dump());
+    for (n, bad) in unreadable::BAD.into_iter().enumerate() {
+        let (text, named) =
+            (unreadable::id(n).to_string(), sectors(&unreadable::set(bad), unreadable::geometry(), 9));
+        let report = restore(options(dir.path(), &text), GO_ON).unwrap();
+        assert_eq!(
+            (report.checkpoint.unreadable_blocks as usize, &report.unreadable_sectors),
+            (bad.len(), &named)
+        );
+        assert!(fs::read(dir.path().join("out.img")).unwrap() == unreadable::version(n), "checkpoint {n}");
+        fs::remove_file(dir.path().join("out.img")).unwrap();
+        let found = verify_checkpoint(&dir.path().join("data"), &owner().agent, None, &text, GO_ON).unwrap();
+        assert_eq!(
+            (found.damage, found.unreadable_blocks as usize, found.unreadable_sectors),
+            (vec![], bad.len(), named)
+        );
+        let rows = show(&dir.path().join("data"), &owner().agent, None, None, None).unwrap();
+        assert_eq!(rows[n].unreadable_blocks as usize, bad.len());
+    }
+}
+
+#[test]
 fn every_checkpoint_comes_back_and_a_b_a_comes_back_as_a() {
     let dir = lay(&tree());
     for n in 0..4 {
@@ -91,6 +116,7 @@ fn verified(files: &SimFiles) -> Vec<Damage> {
     let chain = chain::load(&dir, &owner()).unwrap();
     let mut damage: Vec<_> = chain.broken.iter().map(|(damage, _)| damage.clone()).collect();
     damage.extend(verify::verify(&dir, &owner(), &chain, chain.members.len(), &mut |_| Ok(())).unwrap());
+    damage.extend(verify::verify_open_journal(&dir, &owner(), &chain).unwrap());
     damage
 }
 
@@ -124,7 +150,7 @@ fn every_flipped_byte_is_found_and_its_file_named() {
 fn nothing_is_restored_from_a_file_with_a_flipped_byte() {
     let tree = tree();
     let dir = lay(&tree);
-    for (path, bytes) in &tree {
+    for (path, bytes) in tree.iter().filter(|(path, _)| **path != owner().next_cst()) {
         let real = dir.path().join("data").join(path);
         for at in (0..bytes.len()).step_by(bytes.len() / 7) {
             let mut bad = bytes.clone();

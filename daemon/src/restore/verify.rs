@@ -6,7 +6,7 @@
 use super::RestoreError;
 use crate::bitmap::{BlockSet, Extent};
 use crate::checkpoint::chain::{Chain, Member};
-use crate::hash::{BlockHash, hash_block};
+use crate::hash::BlockHash;
 use crate::store::handle::{Dir, Handle};
 use crate::store::layout::Paths;
 use crate::store::view::{Layers, View};
@@ -37,8 +37,7 @@ pub fn verify_bytes(dir: &Dir, owner: &Paths, members: &[Member]) -> Result<u64,
     Ok(bytes)
 }
 
-/// Verifies everything the first `count` members of the chain rest on; all of it, and the open journal too, if the
-/// last of them is the newest.
+/// Verifies everything the first `count` members of the chain rest on.
 ///
 /// # Errors
 /// Io, and what `tick` says; damage is the answer.
@@ -58,10 +57,17 @@ pub fn verify(
         v.note(found)?;
         tick(0)?;
     }
-    if count == chain.members.len() && chain.broken.is_none() {
-        let found = v.open_journal(chain);
-        v.note(found)?;
-    }
+    Ok(v.damage)
+}
+
+/// Damage of the open journal, on which no checkpoint rests: the next one will.
+///
+/// # Errors
+/// Io; damage is the answer.
+pub fn verify_open_journal(dir: &Dir, owner: &Paths, chain: &Chain) -> Result<Vec<Damage>, RestoreError> {
+    let mut v = Verifier { dir, owner, damage: Vec::new() };
+    let found = v.open_journal(chain);
+    v.note(found)?;
     Ok(v.damage)
 }
 
@@ -229,9 +235,9 @@ fn bad_blocks(
     let mut blocks = data.chunks(geometry.block_bytes());
     for (hash, n) in hashes.iter().zip(first..) {
         let whole = geometry.range(n, 1).1;
-        let sound = blocks.next().is_some_and(|block| {
-            block.len() as u64 == whole && hash_block(block, geometry.block_bytes()) == *hash
-        });
+        let sound = blocks
+            .next()
+            .is_some_and(|block| block.len() as u64 == whole && hash.is_sound(block, geometry.block_bytes()));
         if !sound {
             bad.insert(Extent { first: n, count: 1 });
         }
