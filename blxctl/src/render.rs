@@ -144,17 +144,17 @@ pub(crate) fn agents(agents: &[Agent], now_usec: u64) -> String {
     };
     with_notes(
         &table(&headings, agents.iter().map(row).collect()),
-        agents.iter().map(|agent| &*agent.refused),
+        agents.iter().map(|agent| agent.refused.clone()),
     )
 }
 
 /// A table's rows, each followed by its note if it has one.
-fn with_notes<'a>(table: &str, notes: impl Iterator<Item = &'a str>) -> String {
-    let with_note = |(line, note): (&str, &str)| match note {
+fn with_notes(table: &str, notes: impl Iterator<Item = String>) -> String {
+    let with_note = |(line, note): (&str, String)| match &*note {
         "" => format!("{line}\n"),
         note => format!("{line}\n    {note}\n"),
     };
-    table.lines().zip(std::iter::once("").chain(notes)).map(with_note).collect()
+    table.lines().zip(std::iter::once(String::new()).chain(notes)).map(with_note).collect()
 }
 
 /// Checkpoints, each followed by what it lacks and its note.
@@ -184,16 +184,12 @@ pub(crate) fn checkpoints(checkpoints: &[Checkpoint], now_usec: u64) -> String {
             bytes(checkpoint.stored_bytes),
         ]
     };
-    let below = |c: &Checkpoint| {
-        let lacks = match c.unreadable_blocks {
-            0 => String::new(),
-            blocks => format!("zeros for {blocks} blocks that could not be read"),
-        };
-        let both = if lacks.is_empty() || c.note.is_empty() { "" } else { "\n    " };
-        format!("{lacks}{both}{}", c.note)
+    let lacks = |c: &Checkpoint| match (c.unreadable_blocks, &*c.note) {
+        (0, note) => note.to_owned(),
+        (blocks, "") => format!("zeros for {blocks} blocks that could not be read"),
+        (blocks, note) => format!("zeros for {blocks} blocks that could not be read\n    {note}"),
     };
-    let below: Vec<String> = checkpoints.iter().map(below).collect();
-    with_notes(&table(&headings, checkpoints.iter().map(row).collect()), below.iter().map(String::as_str))
+    with_notes(&table(&headings, checkpoints.iter().map(row).collect()), checkpoints.iter().map(lacks))
 }
 
 pub(crate) fn jobs(jobs: &[Job]) -> String {

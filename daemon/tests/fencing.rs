@@ -142,7 +142,7 @@ async fn an_ordered_compare_finds_what_no_tracker_saw() {
     let mut lab = Lab::new("compare");
     let bus = Bus::start(&lab);
     lab.bus = Some(bus.address.clone());
-    let (disk, behind) = lab.loop_disk_and_file(64);
+    let (disk, behind) = lab.loop_disk_on_file(64);
     let agent = lab.agent("a");
     lab.enroll(&agent);
     lab.start_dispatcher(&["--sync-freq", "1h"]);

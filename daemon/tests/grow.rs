@@ -29,7 +29,7 @@ struct Elastic {
 
 impl Elastic {
     fn new(lab: &Lab, size_mib: u64) -> Self {
-        let (disk, file) = lab.loop_disk_and_file(size_mib);
+        let (disk, file) = lab.loop_disk_on_file(size_mib);
         Self { disk, file }
     }
 

@@ -38,7 +38,7 @@ struct Bad {
 
 impl Bad {
     fn new(lab: &Lab, size_mib: u64, tail_bytes: u64) -> Self {
-        let (disk, file) = lab.loop_disk_and_file(size_mib);
+        let (disk, file) = lab.loop_disk_on_file(size_mib);
         let tail: Vec<u8> = (0..tail_bytes).map(|at| (at / 512) as u8 | 1).collect();
         let bad = Self { disk, file, size_bytes: size_mib << 20, tail };
         bad.heal();

@@ -373,7 +373,11 @@ impl Worker {
             Err(error) => error.into(),
         };
         self.say_no_space(&error.to_string());
-        for reply in self.waiting.drain(..) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        if std::mem::take(&mut self.compared) {
+            waiting.append(&mut self.comparing);
+        }
+        for reply in waiting {
             let _ = reply.send(Err(Problem::new(ProblemKind::Failed, format!("no checkpoint: {error}"))));
         }
         true

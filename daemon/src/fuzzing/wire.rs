@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::bitmap::Extent;
 use crate::checkpoint::{Checkpoint, Consistency};
+use crate::generation::Generation;
 use crate::geometry::Geometry;
 use crate::hash::{BlockHash, GroupDigest, hash_blocks};
 use crate::ids::{CheckpointId, Epoch};
@@ -99,16 +100,18 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     let id = CheckpointId::next(1_795_293_296, None);
     let mut seeds = Vec::new();
     let offer = DiskOffer { disk: disk.clone(), device: "sda".into(), geometry: geometry() };
+    let generation = Generation { number: 7, token: [9; 16] };
     let hello = ConfigUp::Hello {
         software: "0.1.0".into(),
         boot_id: "b".into(),
         disks: vec![offer.clone(), offer],
-        generation: None,
+        generation: Some(generation),
     };
     let show = Question::Show { disk: Some("sda".into()), start: Some(202611212034), end: None };
     let extent = Extent { first: 3, count: 9 };
     for message in [
         hello,
+        ConfigUp::Holds(generation),
         ConfigUp::Footprint("{}".into()),
         ConfigUp::Paused(vec![disk.clone()]),
         ConfigUp::Ask { request: 7, question: show },
@@ -119,6 +122,8 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     for message in [
         ConfigDown::Welcome { session: [5; 16] },
         ConfigDown::Sync { disk: disk.clone(), compare: true },
+        ConfigDown::Offer(generation),
+        ConfigDown::Fenced { reason: "a copy".into() },
         ConfigDown::Paused(vec![disk.clone()]),
         ConfigDown::Answer { request: 7, answer: Answer::Synced { id } },
         ConfigDown::Answer { request: 8, answer: refused },
@@ -133,6 +138,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         DiskUp::WantDigests { first_group: 1, count: 2 },
         DiskUp::WantHashes { group: 1 },
         DiskUp::ScanDone,
+        DiskUp::Scanned { groups: 1 },
         DiskUp::SyncFailed { reason: "too much changed".into(), paused: false },
     ] {
         seeds.extend(both(2, &message));
