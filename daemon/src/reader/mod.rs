@@ -4,6 +4,7 @@
 //! What must never happen here: bytes from a cache that the disk does not hold yet, or a block that could not be
 //! read taken for one that could.
 
+pub mod ahead;
 mod direct;
 mod pack;
 mod patient;

@@ -12,7 +12,7 @@ use crate::dispatcher::session::{Event as SessionEvent, SessionError};
 use crate::geometry::Geometry;
 use crate::store::StoreError;
 use crate::store::simfiles::SimFiles;
-use crate::tracker::Tracker;
+use crate::tracker::{Gap, Tracker};
 use crate::wire::Endpoint;
 use crate::wire::frame::{decode_message, encode_data, encode_message};
 use crate::wire::message::{DiskDown, DiskUp};
@@ -77,6 +77,7 @@ impl World {
         for _ in 0..random.below(60) {
             machine.write_unseen(&mut random);
         }
+        machine.tracker.raise(Gap::NewTracker);
         let mut world = Self {
             now_ms: 0,
             wall_offset_ms: 0,
