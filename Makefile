@@ -35,7 +35,7 @@ INSTALLED = $(BINDIR)/blxrep $(BINDIR)/blxctl \
 	$(DBUSDIR)/org.blxrep.conf $(POLKITDIR)/org.blxrep.policy \
 	$(DOCDIR)/config.example.yaml $(DOCDIR)/README.md $(DOCDIR)/LICENSE-MIT $(DOCDIR)/LICENSE-APACHE
 
-.PHONY: help build release demo test sim soak lint bench install uninstall clean
+.PHONY: help build release demo test sim soak fuzz lint bench install uninstall clean
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -68,6 +68,9 @@ sim: ## The simulation: make sim SEEDS=100000 FIRST=0; TRACE=1 shows every event
 soak: ## A hundred kills of agent and dispatcher under load (sudo make soak)
 	@tools/install-deps test
 	BLXREP_KILLS=100 tools/with-bpffs tools/cargo --as-root test --package blxrep --test kills -- --nocapture
+
+fuzz: ## Fuzz every decoder, FUZZ_SECONDS (600) each
+	tools/fuzz
 
 lint: ## Formatting, clippy, scripts, units, licences
 	tools/cargo fmt --check

@@ -11,6 +11,9 @@ pub const GROUP_SHIFT: u8 = 20;
 pub const GROUP_BYTES: u64 = 1 << GROUP_SHIFT;
 /// The largest disk, in bytes: 2^60 (1 EiB). Keeps every offset computation far from overflow.
 pub const SIZE_MAX_BYTES: u64 = 1 << 60;
+/// The most blocks of a disk: 64 TiB in blocks of 4 KiB. Bounds the memory that a set of blocks takes, whatever an agent
+/// reports: 16 MiB for a disk that changed whole.
+pub const BLOCKS_MAX: u64 = 1 << 34;
 /// log2 of the default block, 4 KiB.
 pub const BLOCK_SHIFT_DEFAULT: u8 = 12;
 
@@ -23,6 +26,16 @@ pub enum GeometryError {
     /// Sizes are multiples of 512 bytes, above 0, at most 1 EiB.
     #[error("a disk of {0} bytes is not possible: a multiple of 512 from 512 to 2^60 is")]
     Size(u64),
+    /// More blocks than a set of them may hold.
+    #[error(
+        "a disk of {size_bytes} bytes has more than 2^34 blocks of 2^{block_shift} bytes: set a larger 'block-size'"
+    )]
+    Blocks {
+        /// The disk's bytes.
+        size_bytes: u64,
+        /// log2 of a block's bytes.
+        block_shift: u8,
+    },
 }
 
 /// Size of a disk and of its blocks.
@@ -37,13 +50,17 @@ impl Geometry {
     /// Checks and keeps a disk's size in bytes and log2 of its block's bytes.
     ///
     /// # Errors
-    /// When the block is not from 512 B to 1 MiB, or the size is 0, no multiple of 512 or above 1 EiB.
+    /// When the block is not from 512 B to 1 MiB, the size is 0, no multiple of 512 or above 1 EiB, or there are more
+    /// than [`BLOCKS_MAX`] blocks.
     pub fn new(size_bytes: u64, block_shift: u8) -> Result<Self, GeometryError> {
         if !(9..=GROUP_SHIFT).contains(&block_shift) {
             return Err(GeometryError::Block(block_shift));
         }
         if size_bytes == 0 || !size_bytes.is_multiple_of(512) || size_bytes > SIZE_MAX_BYTES {
             return Err(GeometryError::Size(size_bytes));
+        }
+        if size_bytes.div_ceil(1 << block_shift) > BLOCKS_MAX {
+            return Err(GeometryError::Blocks { size_bytes, block_shift });
         }
         Ok(Self { size_bytes, block_shift })
     }
@@ -127,5 +144,7 @@ mod tests {
         assert!(Geometry::new(1 << 61, 12).is_err());
         assert!(Geometry::new(4096, 8).is_err());
         assert!(Geometry::new(4096, 21).is_err());
+        assert!(Geometry::new(BLOCKS_MAX << 9, 9).is_ok());
+        assert!(Geometry::new((BLOCKS_MAX << 9) + 512, 9).is_err());
     }
 }

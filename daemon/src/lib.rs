@@ -14,6 +14,8 @@ pub mod config;
 pub mod device;
 pub mod dispatcher;
 pub mod freeze;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod geometry;
 pub mod hash;
 pub mod ids;

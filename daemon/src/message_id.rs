@@ -17,6 +17,9 @@ pub const AGENT_LOST: &str = "4c381d228baf43e1a50039cd1109d031";
 /// A disk is given up until a person has acted.
 pub const DISK_GIVEN_UP: &str = "062429706bcc49228ea4217877467d29";
 
+/// The data directory has too little space.
+pub const NO_SPACE: &str = "3ff15c5fe0f44b70bfd3ecdd55d25a5f";
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -39,7 +39,8 @@ pub enum PauseError {
     },
 }
 
-type Paused = BTreeSet<(AgentId, DiskId)>;
+/// All of one side.
+pub(crate) type Paused = BTreeSet<(AgentId, DiskId)>;
 
 /// The disks that are paused on this side.
 #[derive(Debug)]
@@ -96,8 +97,7 @@ impl Pauses {
         for disk in &changed {
             let _ = if pause { next.insert(disk.clone()) } else { next.remove(disk) };
         }
-        let text: String = next.iter().map(|(agent, disk)| format!("{agent} {disk}\n")).collect();
-        write_private(&self.path, text.as_bytes())
+        write_private(&self.path, text(&next).as_bytes())
             .map_err(|source| PauseError::File { path: self.path.clone(), source })?;
         *self.paused() = next;
         Ok(changed)
@@ -111,13 +111,18 @@ fn read(path: &Path) -> io::Result<String> {
     fs::read_to_string(path)
 }
 
-fn parse(text: &str) -> Result<Paused, usize> {
+pub(crate) fn parse(text: &str) -> Result<Paused, usize> {
     let mut paused = Paused::new();
     for (line, number) in text.lines().zip(1usize..) {
         let (agent, disk) = line.split_once(' ').ok_or(number)?;
         paused.insert((agent.parse().map_err(|_| number)?, disk.parse().map_err(|_| number)?));
     }
     Ok(paused)
+}
+
+/// The file's text: what [`parse`] reads.
+pub(crate) fn text(paused: &Paused) -> String {
+    paused.iter().map(|(agent, disk)| format!("{agent} {disk}\n")).collect()
 }
 
 /// Whether one disk is paused, on either side; shared between its thread and those who order it.

@@ -205,39 +205,6 @@ fn a_restore_onto_a_full_disk_leaves_nothing() {
 }
 
 #[test]
-fn a_data_directory_that_is_full_keeps_what_it_has_and_goes_on_when_there_is_space() {
-    let mut lab = Lab::new("nospace");
-    let mut store = lab.loop_disk(48);
-    let path = store.path.clone();
-    let mount = store.mkfs_mount(&lab, "ext4", &path);
-    std::os::unix::fs::symlink(&mount, lab.path("data")).unwrap();
-    let disk = lab.loop_disk(16);
-    let agent = lab.agent("a");
-    lab.enroll(&agent);
-    let hooks = lab.camera(&agent);
-    lab.start_dispatcher(&["--sync-freq", "1s"]);
-    let process = lab.start_agent(&agent, &[&disk.path], &["--hooks-dir", &hooks]);
-    lab.wait_checkpoints(&agent, &disk.name, 1, 30);
-    let ballast = mount.join("ballast");
-    let _ = Command::new("dd")
-        .args(["if=/dev/zero", &format!("of={}", ballast.display()), "bs=64k", "status=none"])
-        .output();
-    run(
-        "dd",
-        &["if=/dev/urandom", &format!("of={}", disk.path), "bs=1M", "count=8", "oflag=direct", "status=none"],
-    );
-    let dispatcher = lab.dispatcher.as_ref().unwrap();
-    wait_for("the full disk to be said", 30, || dispatcher.log().contains("no space left"));
-    let before = lab.show(&agent, None).len();
-    assert!(before >= 1);
-    fs::remove_file(&ballast).unwrap();
-    lab.wait_checkpoints(&agent, &disk.name, before + 2, 60);
-    drop(process);
-    lab.compare_all(&agent, &disk.name);
-    lab.dispatcher = None;
-}
-
-#[test]
 fn damage_is_named_and_nothing_is_written() {
     let mut lab = Lab::new("damage");
     let disk = lab.loop_disk(24);

@@ -295,7 +295,10 @@ impl Worker {
                 self.committed(id);
             }
             Action::DropLink { reason } => {
-                warn!(AGENT = %self.shared.agent, DISK = %self.disk.id, "connecting again: {reason}");
+                // What keeps on coming, such as a full disk over there, is said once.
+                if self.last_error.as_ref() != Some(&reason) {
+                    warn!(AGENT = %self.shared.agent, DISK = %self.disk.id, "connecting again: {reason}");
+                }
                 self.last_error = Some(reason);
                 self.drop_link();
             }

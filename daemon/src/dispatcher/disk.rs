@@ -16,7 +16,7 @@ use super::session::{DiskSession, Event, SessionError};
 use crate::checkpoint::{Checkpoint, Consistency};
 use crate::clock::unix_ms;
 use crate::ids::{AgentId, CheckpointId, DiskId};
-use crate::message_id::{CHECKPOINT_FAILED, CHECKPOINT_FUZZY, DAMAGE_FOUND, SECTORS_UNREADABLE};
+use crate::message_id::{CHECKPOINT_FAILED, CHECKPOINT_FUZZY, DAMAGE_FOUND, NO_SPACE, SECTORS_UNREADABLE};
 use crate::status::{CheckpointAdded, DiskState, Newest, SharedDisk};
 use crate::store::StoreError;
 use crate::store::catalogue::Action;
@@ -100,6 +100,9 @@ impl DiskHandle {
             unreadable_blocks: 0,
             shown,
             action: None,
+            no_space: false,
+            tight: false,
+            catalogue_fails: false,
             house,
         };
         let name = format!("disk-{}", worker.disk);
@@ -142,6 +145,12 @@ struct Worker {
     unreadable_blocks: u32,
     shown: Arc<SharedDisk>,
     action: Option<Action>,
+    /// It was said that there is no space.
+    no_space: bool,
+    /// It was said that the copy may not fit.
+    tight: bool,
+    /// It was said that the catalogue fails.
+    catalogue_fails: bool,
     pulse: Arc<Pulse>,
     house: Arc<House>,
 }
@@ -240,10 +249,15 @@ impl Worker {
 
     fn take(&mut self, result: Result<Vec<Event>, SessionError>) {
         match result {
-            Ok(events) => events.into_iter().for_each(|event| self.event(event)),
+            Ok(events) => {
+                self.say_space_again();
+                events.into_iter().for_each(|event| self.event(event));
+            }
             Err(error) => {
                 let damage = matches!(&error, SessionError::Store(StoreError::Damaged(_)));
-                if damage {
+                if error.is_no_space() {
+                    self.say_no_space(&error.to_string());
+                } else if damage {
                     error!(MESSAGE_ID = DAMAGE_FOUND, AGENT = %self.agent, DISK = %self.disk, "{error}");
                 } else {
                     error!(AGENT = %self.agent, DISK = %self.disk, "{error}");
@@ -258,9 +272,51 @@ impl Worker {
         match event {
             Event::Answer(endpoint, message) => self.answer(endpoint, &message),
             Event::Ready => self.ready = true,
+            Event::Tight(shortage) => self.say_tight(&format!("the copy may not fit: {shortage}")),
             Event::SyncFailed { reason, paused } => self.sync_failed(reason, paused),
             Event::Committed(checkpoint) => self.committed(&checkpoint),
         }
+    }
+
+    /// Says that there is too little space: in the journal once, until there is enough again.
+    fn say_no_space(&mut self, what: &str) {
+        if !std::mem::replace(&mut self.no_space, true) {
+            warn!(MESSAGE_ID = NO_SPACE, AGENT = %self.agent, DISK = %self.disk, "{what}");
+        }
+        self.shown.status().last_error = Some(what.to_owned());
+    }
+
+    fn say_space_again(&mut self) {
+        if self.no_space && !self.session.is_full() {
+            self.no_space = false;
+            info!(AGENT = %self.agent, DISK = %self.disk, "there is space again");
+            self.shown.status().last_error = None;
+        }
+    }
+
+    /// Says, once for a copy, that it may not fit.
+    fn say_tight(&mut self, what: &str) {
+        if !std::mem::replace(&mut self.tight, true) {
+            warn!(MESSAGE_ID = NO_SPACE, AGENT = %self.agent, DISK = %self.disk, "{what}");
+        }
+        self.shown.status().last_error = Some(what.to_owned());
+    }
+
+    /// Whether a sync has to wait for room; who waits for a checkpoint hears it.
+    fn waits_for_room(&mut self) -> bool {
+        let error = match self.session.shortage() {
+            Ok(None) => {
+                self.say_space_again();
+                return false;
+            }
+            Ok(Some(shortage)) => SessionError::Full(shortage),
+            Err(error) => error.into(),
+        };
+        self.say_no_space(&error.to_string());
+        for reply in self.waiting.drain(..) {
+            let _ = reply.send(Err(Problem::new(ProblemKind::Failed, format!("no checkpoint: {error}"))));
+        }
+        true
     }
 
     fn sync_failed(&mut self, reason: String, paused: bool) {
@@ -283,6 +339,7 @@ impl Worker {
         self.schedule.committed(self.began.elapsed());
         let lacks = self.lacks(checkpoint);
         self.shown.status().last_error = lacks;
+        self.tight = false;
         let Checkpoint { id, consistency, note, .. } = checkpoint;
         let (agent, disk) = (&self.agent, &self.disk);
         let note = if note.is_empty() { String::new() } else { format!(": {note}") };
@@ -344,7 +401,11 @@ impl Worker {
     }
 
     fn order_if_due(&mut self) {
-        if !self.ready || self.shown.pause.is_paused() || !self.schedule.take_due(self.began.elapsed()) {
+        if !self.ready || self.shown.pause.is_paused() {
+            return;
+        }
+        let now = self.began.elapsed();
+        if !self.schedule.is_due(now) || self.waits_for_room() || !self.schedule.take_due(now) {
             return;
         }
         let order = ConfigDown::Sync { disk: self.disk.clone() };
@@ -394,7 +455,9 @@ impl Worker {
     }
 
     fn put_action(&mut self, action: Action) {
-        if let Err(error) = self.house.catalogue.put_action(&self.agent, &self.disk, &action) {
+        let put = self.house.catalogue.put_action(&self.agent, &self.disk, &action);
+        let failed_before = std::mem::replace(&mut self.catalogue_fails, put.is_err());
+        if let (Err(error), false) = (put, failed_before) {
             warn!(AGENT = %self.agent, DISK = %self.disk, "{error}");
         }
         self.action = Some(action);

@@ -21,9 +21,14 @@ impl Schedule {
         Self { every, due: Duration::ZERO, ordered: false, again: false }
     }
 
+    /// Whether a sync is to be ordered now.
+    pub fn is_due(&self, now: Duration) -> bool {
+        !self.ordered && now >= self.due
+    }
+
     /// Whether a sync is to be ordered now; it is then taken as ordered.
     pub fn take_due(&mut self, now: Duration) -> bool {
-        let due = !self.ordered && now >= self.due;
+        let due = self.is_due(now);
         self.ordered |= due;
         due
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::reattach::{self, Reason};
+use super::room::{self, Shortage};
 use crate::checkpoint::Checkpoint;
 use crate::geometry::Geometry;
 use crate::ids::{AgentId, CheckpointId, DiskId, Epoch};
@@ -18,6 +19,7 @@ use crate::status::Newest;
 use crate::store::StoreError;
 use crate::store::disk_store::{DiskStore, Seal};
 use crate::store::files::Files;
+use crate::store::handle::Dir;
 use crate::tracker::{Claim, Gap};
 use crate::wire::Endpoint;
 use crate::wire::frame::{Area, Frame, FrameError, decode, decode_message};
@@ -40,6 +42,9 @@ pub enum SessionError {
     /// The disk is refused until a person has acted.
     #[error("{0}")]
     Lasting(String),
+    /// There is no room for what the agent wants to send; it is to come again.
+    #[error("no space: {0}")]
+    Full(Shortage),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -48,7 +53,19 @@ pub enum SessionError {
 impl SessionError {
     /// The last message of the connection.
     pub fn to_message(&self) -> DiskDown {
-        DiskDown::Refused { reason: clean_text(self.to_string()), lasting: matches!(self, Self::Lasting(_)) }
+        let reason = match self {
+            // Without numbers, which differ every time: the agent says a new reason once.
+            Self::Full(_) => {
+                "the dispatcher has no space left; changes are tracked, it goes on by itself".into()
+            }
+            _ => clean_text(self.to_string()),
+        };
+        DiskDown::Refused { reason, lasting: matches!(self, Self::Lasting(_)) }
+    }
+
+    /// Whether it is for lack of room.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Full(_) | Self::Store(StoreError::NoSpace { .. }))
     }
 }
 
@@ -59,6 +76,8 @@ pub enum Event {
     Answer(Endpoint, DiskDown),
     /// The disk is attached and nothing must be scanned before syncs.
     Ready,
+    /// The copy that begins may not fit.
+    Tight(Shortage),
     /// A checkpoint was committed.
     Committed(Box<Checkpoint>),
     /// An ordered sync failed.
@@ -95,6 +114,8 @@ pub struct DiskSession {
     comparing: Option<Epoch>,
     /// The last seal was refused: the agent is to send everything pending again.
     distrust: bool,
+    /// Data waits for room.
+    full: bool,
 }
 
 fn slot(endpoint: Endpoint) -> usize {
@@ -104,7 +125,17 @@ fn slot(endpoint: Endpoint) -> usize {
 impl DiskSession {
     /// A disk; its files are opened when it is first needed.
     pub fn new(files: Arc<dyn Files>, agent: AgentId, disk: DiskId, instance: Epoch) -> Self {
-        Self { files, agent, disk, instance, store: None, attachment: None, comparing: None, distrust: false }
+        Self {
+            files,
+            agent,
+            disk,
+            instance,
+            store: None,
+            attachment: None,
+            comparing: None,
+            distrust: false,
+            full: false,
+        }
     }
 
     /// The newest checkpoint, as far as the store is open.
@@ -139,6 +170,53 @@ impl DiskSession {
         })
     }
 
+    /// What a checkpoint now would have to store at most.
+    fn needed_bytes(&self) -> u64 {
+        let Some(store) = &self.store else { return 0 };
+        let shift = store.geometry().map_or(0, Geometry::block_shift);
+        let copy = self.copy_progress().map_or(0, |(done, total)| total.saturating_sub(done));
+        copy.saturating_add(store.exposed_blocks() << shift)
+    }
+
+    /// Whether data must wait for room, and for how much. Looks at the file system.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn shortage(&mut self) -> Result<Option<Shortage>, StoreError> {
+        self.shortage_for(0)
+    }
+
+    /// Whether data waited for room when that was looked at last.
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// As [`Self::shortage`], where `more` is needed besides.
+    fn shortage_for(&mut self, more: u64) -> Result<Option<Shortage>, StoreError> {
+        let space = Dir::new(self.files.clone()).space()?;
+        if !self.full && !room::data_waits(space, 0, false) {
+            return Ok(None);
+        }
+        let needed = self.needed_bytes().saturating_add(more);
+        self.full = room::data_waits(space, needed, self.full);
+        Ok(self.full.then(|| Shortage::new(space, needed)))
+    }
+
+    /// Fails if data must wait.
+    fn need_room(&mut self, more: u64) -> Result<(), SessionError> {
+        self.shortage_for(more)?.map_or(Ok(()), |shortage| Err(SessionError::Full(shortage)))
+    }
+
+    /// Fails if not even a journal may grow.
+    fn need_reserve(&mut self) -> Result<(), SessionError> {
+        let space = Dir::new(self.files.clone()).space()?;
+        if !room::all_waits(space) {
+            return Ok(());
+        }
+        self.full = true;
+        Err(SessionError::Full(Shortage::new(space, self.needed_bytes())))
+    }
+
     /// The connection is gone. What it had sent is made durable, so that it need not be sent again.
     pub fn detach(&mut self) {
         self.attachment = None;
@@ -160,6 +238,7 @@ impl DiskSession {
                 Frame::Message(message) => self.message(endpoint, message),
             },
         };
+        self.full |= events.as_ref().is_err_and(SessionError::is_no_space);
         if matches!(events, Err(SessionError::Store(_))) {
             // Its memory may no longer be what the files hold: recover from them at the next attach.
             self.store = None;
@@ -194,6 +273,7 @@ impl DiskSession {
         claim: Claim,
     ) -> Result<Vec<Event>, SessionError> {
         check_device_name(&device)?;
+        self.need_reserve()?;
         self.store()?;
         let comparing = self.comparing;
         let store = self.store()?;
@@ -207,13 +287,19 @@ impl DiskSession {
         match plan {
             Plan::Continue => {}
             Plan::Copy { compare } => {
-                if store.copy().is_none() {
+                let begun = store.copy().is_some();
+                self.need_room(if begun { 0 } else { geometry.size_bytes() })?;
+                let store = self.store()?;
+                if !begun {
                     store.begin_copy(geometry, &device, claim.epoch)?;
                 }
                 resumes = !compare || comparing == Some(claim.epoch);
             }
             // What came of the round before stays: the compare is with all that is here.
-            Plan::Compare => resumes = comparing == Some(claim.epoch),
+            Plan::Compare => {
+                self.need_room(0)?;
+                resumes = comparing == Some(claim.epoch);
+            }
         }
         let gap = reason.map(|reason| (claim.gap.unwrap_or(Gap::NewTracker), describe_gap(reason)));
         let resumes = resumes && !std::mem::take(&mut self.distrust);
@@ -245,6 +331,10 @@ impl DiskSession {
             unreadable,
         };
         let mut events = vec![Event::Answer(Endpoint::Live, attached)];
+        if matches!(plan, Plan::Copy { .. }) {
+            let space = Dir::new(self.files.clone()).space()?;
+            events.extend(room::tight(space, self.needed_bytes()).map(Event::Tight));
+        }
         events.extend((!scanning).then_some(Event::Ready));
         Ok(events)
     }
@@ -256,17 +346,20 @@ impl DiskSession {
         seq: u64,
         run: &Run,
     ) -> Result<Vec<Event>, SessionError> {
-        let attachment = self.attachment.as_mut().ok_or_else(not_attached)?;
-        let received = attachment.received.get_mut(slot(endpoint)).ok_or_else(not_attached)?;
+        let attachment = self.attachment.as_ref().ok_or_else(not_attached)?;
+        let received = attachment.received.get(slot(endpoint)).ok_or_else(not_attached)?;
         if seq <= *received {
             return Err(SessionError::Protocol(format!("data number {seq} came behind number {received}")));
         }
+        self.need_room(0)?;
         let store = self.store.as_mut().ok_or_else(not_attached)?;
         match area {
             Area::Base => store.put_base(run)?,
             Area::Delta => store.put_delta(seq, run)?,
         }
-        *received = seq;
+        if let Some(received) = self.attachment.as_mut().and_then(|a| a.received.get_mut(slot(endpoint))) {
+            *received = seq;
+        }
         if store.unsynced_bytes() >= SYNC_EVERY_BYTES { self.flush() } else { Ok(Vec::new()) }
     }
 
@@ -312,6 +405,8 @@ impl DiskSession {
                 if extents.iter().any(|e| e.count == 0 || e.end() > geometry.blocks()) {
                     return Err(SessionError::Protocol("changed blocks that are not on the disk".to_owned()));
                 }
+                self.need_reserve()?;
+                let store = self.store.as_mut().ok_or_else(not_attached)?;
                 store.put_changed(&extents)?;
                 if store.unsynced_bytes() >= SYNC_EVERY_BYTES { self.flush() } else { Ok(Vec::new()) }
             }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::verify::{Tick, verify, verify_bytes, view};
+use super::verify::{Tick, verify, verify_bytes, verify_open_journal, view};
 use super::{Meter, Missing, Progress, RestoreError, find};
 use crate::checkpoint::chain::{self, Chain, Member};
 use crate::checkpoint::{Checkpoint, select};
@@ -37,7 +37,19 @@ impl Chosen {
         disk: Option<&str>,
         checkpoint: &str,
     ) -> Result<Self, RestoreError> {
-        let dir = find::data_dir(data_dir)?;
+        Self::find_in(find::data_dir(data_dir)?, agent, disk, checkpoint)
+    }
+
+    /// As [`Self::find`], in a data directory that is open.
+    ///
+    /// # Errors
+    /// NotFound, Usage, Io.
+    pub(crate) fn find_in(
+        dir: Dir,
+        agent: &AgentId,
+        disk: Option<&str>,
+        checkpoint: &str,
+    ) -> Result<Self, RestoreError> {
         let find::Found { owner, chain } = find::disk(&dir, agent, disk)?;
         let id = select::select(&chain.ids(), checkpoint).map_err(|e| match e {
             select::SelectError::Form(_) => RestoreError::Usage(e.to_string()),
@@ -70,6 +82,11 @@ impl Chosen {
         verify_bytes(&self.dir, &self.owner, self.members())
     }
 
+    /// Whether it is the newest, and so what the open journal builds on.
+    fn is_newest(&self) -> bool {
+        self.count == Some(self.chain.members.len()) && self.chain.broken.is_none()
+    }
+
     /// Looks at all it rests on, once more if a commit changed the files meanwhile.
     ///
     /// # Errors
@@ -87,6 +104,23 @@ impl Chosen {
         let again = chain::load(&self.dir, &self.owner)?;
         let moved = again.newest().map(|m| m.link) != self.chain.newest().map(|m| m.link);
         if moved { verify(&self.dir, &self.owner, &again, count, tick) } else { Ok(found) }
+    }
+
+    /// As [`Self::damage`]; of the newest, also of the journal that is open behind it.
+    ///
+    /// # Errors
+    /// Io, and what `tick` says; damage is the answer.
+    pub(crate) fn all_damage(&self, tick: Tick<'_>) -> Result<Vec<Damage>, RestoreError> {
+        let mut found = self.damage(tick)?;
+        if self.is_newest() {
+            let open = verify_open_journal(&self.dir, &self.owner, &self.chain)?;
+            if !open.is_empty() {
+                // A commit meanwhile begins another one.
+                let again = chain::load(&self.dir, &self.owner)?;
+                found.extend(verify_open_journal(&self.dir, &self.owner, &again)?);
+            }
+        }
+        Ok(found)
     }
 
     /// Fails if anything it rests on is damaged.
@@ -132,7 +166,7 @@ pub struct VerifyReport {
     pub unreadable_sectors: String,
 }
 
-/// Reads everything a checkpoint rests on and checks it. The checkpoint is named as for a restore.
+/// Reads everything a checkpoint rests on and checks it; of the newest, the journal behind it as well. The checkpoint is named as for a restore.
 ///
 /// # Errors
 /// Usage, NotFound, Io, Canceled; damage is the answer.
@@ -145,7 +179,7 @@ pub fn verify_checkpoint(
 ) -> Result<VerifyReport, RestoreError> {
     let chosen = Chosen::find(data_dir, agent, disk, checkpoint)?;
     let mut meter = Meter::new(progress, chosen.verify_bytes()?);
-    let damage = chosen.damage(&mut |bytes| meter.tick(bytes))?;
+    let damage = chosen.all_damage(&mut |bytes| meter.tick(bytes))?;
     let (unreadable_blocks, unreadable_sectors) = match chosen.checkpoint() {
         Some(checkpoint) if damage.is_empty() => (checkpoint.unreadable_blocks, chosen.unreadable_sectors()?),
         _ => (0, String::new()),

@@ -14,6 +14,8 @@ pub use target::Output;
 pub(crate) use target::Target;
 
 mod chosen;
+#[cfg(test)]
+mod damage_tests;
 mod find;
 #[cfg(test)]
 mod job_tests;

@@ -37,8 +37,7 @@ pub fn verify_bytes(dir: &Dir, owner: &Paths, members: &[Member]) -> Result<u64,
     Ok(bytes)
 }
 
-/// Verifies everything the first `count` members of the chain rest on; all of it, and the open journal too, if the
-/// last of them is the newest.
+/// Verifies everything the first `count` members of the chain rest on.
 ///
 /// # Errors
 /// Io, and what `tick` says; damage is the answer.
@@ -58,10 +57,17 @@ pub fn verify(
         v.note(found)?;
         tick(0)?;
     }
-    if count == chain.members.len() && chain.broken.is_none() {
-        let found = v.open_journal(chain);
-        v.note(found)?;
-    }
+    Ok(v.damage)
+}
+
+/// Damage of the open journal, on which no checkpoint rests: the next one will.
+///
+/// # Errors
+/// Io; damage is the answer.
+pub fn verify_open_journal(dir: &Dir, owner: &Paths, chain: &Chain) -> Result<Vec<Damage>, RestoreError> {
+    let mut v = Verifier { dir, owner, damage: Vec::new() };
+    let found = v.open_journal(chain);
+    v.note(found)?;
     Ok(v.damage)
 }
 

@@ -378,17 +378,15 @@ impl World {
     fn take(&mut self, result: Result<Vec<SessionEvent>, SessionError>) {
         match result {
             Ok(events) => events.into_iter().for_each(|event| self.event(event)),
-            Err(SessionError::Store(
-                error @ (StoreError::NoSpace { .. } | StoreError::Io { .. } | StoreError::Poisoned),
-            )) => {
+            Err(
+                error @ (SessionError::Full(_)
+                | SessionError::Store(
+                    StoreError::NoSpace { .. } | StoreError::Io { .. } | StoreError::Poisoned,
+                )),
+            ) => {
                 self.note(|| format!("dispatcher: {error}"));
                 if let Some(link) = self.dispatcher.link.filter(|_| !self.files.is_stopped()) {
-                    let lasting = false;
-                    self.send_down(
-                        link,
-                        Endpoint::Live,
-                        &DiskDown::Refused { reason: error.to_string(), lasting },
-                    );
+                    self.send_down(link, Endpoint::Live, &error.to_message());
                 }
                 self.dispatcher.detach();
             }
@@ -408,6 +406,7 @@ impl World {
                 }
             }
             SessionEvent::Ready => self.dispatcher.is_ready = true,
+            SessionEvent::Tight(_) => {}
             SessionEvent::SyncFailed { .. } => self.dispatcher.schedule.failed(now),
             SessionEvent::Committed(checkpoint) => {
                 self.note(|| format!("dispatcher: {} is committed", checkpoint.id));

@@ -178,13 +178,16 @@ impl Journal {
         let mut f = Fields(body);
         match kind {
             CHANGED => {
+                let mut extents = Vec::with_capacity(body.len() / EXTENT_BYTES);
                 while !f.0.is_empty() {
                     let extent = Extent { first: f.u64()?, count: f.u64()? };
                     if extent.first.checked_add(extent.count)? > self.header.geometry.blocks() {
                         return None;
                     }
-                    self.reported.insert(extent);
+                    extents.push(extent);
                 }
+                // All of the record or nothing of it.
+                extents.into_iter().for_each(|extent| self.reported.insert(extent));
             }
             GAP => {
                 self.gap = Some(Gap::from_code(f.u64()?)?);
@@ -324,5 +327,32 @@ impl OpenJournal {
         self.push(SEAL, &body);
         self.sync(dir, owner)?;
         Ok(total)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::Geometry;
+    use crate::ids::Epoch;
+    use crate::store::simfiles::SimFiles;
+
+    /// Found by fuzzing: the blocks before the impossible ones were taken in.
+    #[test]
+    fn of_a_record_that_does_not_count_no_block_counts() {
+        let owner = Paths::new("agent1".parse().unwrap(), "disk0".parse().unwrap());
+        let geometry = Geometry::new(1 << 20, 12).unwrap();
+        let header = Header::open(Kind::Journal, &owner, "sda", geometry, Epoch([7; 16]));
+        let mut bytes = header.encode();
+        let extents = [(3u64, 1u64), (1 << 40, 1)].map(|(first, count)| [first, count].map(u64::to_le_bytes));
+        let chain = bytes.last_chunk::<HASH_BYTES>().copied().unwrap();
+        bytes.extend(record(&chain, CHANGED, extents.as_flattened().as_flattened()));
+        bytes.resize(4096, 0);
+        let dir = Dir::new(SimFiles::default().arc());
+        let file = dir.create(&owner.next_cst()).unwrap();
+        file.write(&bytes, 0).unwrap();
+        let journal = read(&file, &owner, None).unwrap().unwrap();
+        assert!(journal.reported.is_empty());
+        assert_eq!(OpenJournal::resume(file, journal).unwrap().written, HEADER_BYTES as u64);
     }
 }

@@ -55,6 +55,15 @@ pub trait StoreFile: Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// How much fits into the file system of the data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that this process may still use.
+    pub free_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+}
+
 /// The operations on the data directory.
 pub trait Files: Send + Sync {
     /// Opens an existing file, for reading only or for writing too.
@@ -94,6 +103,11 @@ pub trait Files: Send + Sync {
     /// # Errors
     /// What stat(2) says.
     fn exists(&self, path: &Path) -> io::Result<bool>;
+    /// How much still fits.
+    ///
+    /// # Errors
+    /// What statvfs(3) says.
+    fn space(&self) -> io::Result<Space>;
 }
 
 /// The real file system under a data directory.
@@ -167,6 +181,12 @@ impl Files for RealFiles {
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
         self.root.join(path).try_exists()
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        let stat = nix::sys::statvfs::statvfs(&self.root)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
+        Ok(Space { free_bytes: bytes(stat.blocks_available()), total_bytes: bytes(stat.blocks()) })
     }
 }
 

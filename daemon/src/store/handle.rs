@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::files::{Files, StoreFile};
+use super::files::{Files, Space, StoreFile};
 use super::{Damage, StoreError};
 
 fn failed(what: &'static str, path: &Path, source: io::Error) -> StoreError {
@@ -200,5 +200,13 @@ impl Dir {
     /// Io.
     pub fn exists(&self, path: &Path) -> Result<bool, StoreError> {
         self.0.exists(path).map_err(|e| failed("look for", path, e))
+    }
+
+    /// How much still fits.
+    ///
+    /// # Errors
+    /// Io.
+    pub fn space(&self) -> Result<Space, StoreError> {
+        self.0.space().map_err(|e| failed("look how much is free below", Path::new("."), e))
     }
 }

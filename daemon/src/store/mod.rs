@@ -28,7 +28,8 @@ pub mod watched_files;
 pub(crate) mod life_tests;
 #[cfg(test)]
 mod refusal_tests;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(not(test), allow(dead_code, reason = "fuzz targets need only a part of it"))]
 pub(crate) mod simfiles;
 #[cfg(test)]
 pub(crate) mod unreadable_tests;

@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::files::{Files, StoreFile};
+use super::files::{Files, Space, StoreFile};
 
 const PAGE: usize = 4096;
 
@@ -64,6 +64,8 @@ struct State {
     fault: Option<Fault>,
     stop_at: Option<u64>,
     stopped: bool,
+    /// Bytes that fit, and the size that is told; `None`: as many as one likes.
+    capacity: Option<(u64, u64)>,
     /// There is no space, until there is.
     is_full: bool,
     /// The operation that fails with an I/O error, once.
@@ -112,6 +114,23 @@ impl Dice {
 }
 
 impl State {
+    /// Holes take no space, as on a real disk.
+    fn used(&self) -> u64 {
+        let pages =
+            |inode: &Inode| inode.now.chunks(PAGE).filter(|page| page.iter().any(|b| *b != 0)).count();
+        self.names.values().map(|inode| pages(&self.inodes[inode]) as u64 * PAGE as u64).sum()
+    }
+
+    fn space(&self) -> Space {
+        if self.is_full {
+            return Space { free_bytes: 0, total_bytes: 1 << 60 };
+        }
+        let Some((fit, total_bytes)) = self.capacity else {
+            return Space { free_bytes: 1 << 60, total_bytes: 1 << 60 };
+        };
+        Space { free_bytes: fit.saturating_sub(self.used()), total_bytes }
+    }
+
     /// Counts an operation; an error if the process is dead or the disk full.
     fn op(&mut self, grows: bool) -> io::Result<()> {
         let n = self.ops;
@@ -127,6 +146,9 @@ impl State {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         if grows && self.fault.is_some_and(|f| matches!(f, Fault::Full(at) if n >= at)) {
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        if grows && self.capacity.is_some() && self.space().free_bytes == 0 {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         Ok(())
@@ -185,6 +207,12 @@ impl SimFiles {
     pub(crate) fn set_fault(&self, fault: Option<Fault>) {
         let mut state = self.state();
         (state.fault, state.stop_at, state.stopped, state.ops, state.syncs) = (fault, None, false, 0, 0);
+    }
+
+    /// From now on so many bytes are free, of a file system of `total_bytes`.
+    pub(crate) fn set_free(&self, free_bytes: u64, total_bytes: u64) {
+        let mut state = self.state();
+        state.capacity = Some((state.used() + free_bytes, total_bytes));
     }
 
     /// The process is killed before operation `at`.
@@ -321,6 +349,10 @@ impl Files for SimFiles {
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
         Ok(self.state().names.contains_key(path))
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        Ok(self.state().space())
     }
 }
 

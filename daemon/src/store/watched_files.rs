@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::files::{Files, StoreFile};
+use super::files::{Files, Space, StoreFile};
 use crate::watchdog::{Pulse, SLOW_DISK_MAX};
 
 /// See the module.
@@ -71,6 +71,11 @@ impl Files for WatchedFiles {
     fn exists(&self, path: &Path) -> io::Result<bool> {
         self.pulse.beat();
         self.files.exists(path)
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        self.pulse.beat();
+        self.files.space()
     }
 }
 

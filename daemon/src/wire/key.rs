@@ -181,7 +181,7 @@ impl Agents {
         Self::parse(&text).map_err(|line| KeyError::Line { path: path.to_owned(), line })
     }
 
-    fn parse(text: &str) -> Result<Self, usize> {
+    pub(crate) fn parse(text: &str) -> Result<Self, usize> {
         let mut agents = HashMap::new();
         for (line, number) in text.lines().zip(1usize..) {
             let line = line.trim();
@@ -335,8 +335,10 @@ mod tests {
         assert!(matches!(AgentKey::load(&file), Err(KeyError::Open { .. })));
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(AgentKey::load(&file).unwrap().agent.as_str(), "a");
-        fs::write(&file, "blxrep1:a:00").unwrap();
-        assert!(matches!(AgentKey::load(&file), Err(KeyError::NoKey(_))));
+        for wrong in ["blxrep1:a:00".to_owned(), format!("{}:more", key("a").to_line())] {
+            fs::write(&file, wrong).unwrap();
+            assert!(matches!(AgentKey::load(&file), Err(KeyError::NoKey(_))));
+        }
     }
 
     #[test]

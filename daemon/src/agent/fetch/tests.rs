@@ -220,7 +220,7 @@ fn a_dispatcher_that_lies_leaves_nothing() {
         (vec![data(0)], "must not"),
         (vec![message(&RestoreDown::End)], "before everything"),
         (but(|f| f[0] = of(|c| c.agent = "web2".parse().unwrap())), "another agent"),
-        (but(|f| f[0] = of(|c| c.geometry = Geometry::new(1 << 60, 12).unwrap())), ""),
+        (but(|f| f[0] = of(|c| c.geometry = Geometry::new(1 << 46, 12).unwrap())), ""),
         (but(|f| f[0] = of(|c| c.geometry = Geometry::new(1 << 20, 12).unwrap())), "must not"),
         (but(|f| f[0] = of(|c| c.geometry = Geometry::new(8 << 20, 12).unwrap())), turn),
         (but(|f| f.insert(1, begin())), "began twice"),
