@@ -64,7 +64,7 @@ impl Handle {
         self.file.write_all_at(buf, offset).map_err(|e| failed("write", &self.path, e))
     }
 
-    /// Makes a range read as zeros, a hole too: after a sync that failed it may be one in memory only.
+    /// Makes a range read as zeros, durably with the next [`Self::sync`], whatever it reads as now.
     ///
     /// # Errors
     /// NoSpace or Io.

@@ -123,6 +123,7 @@ fn round(store: &mut DiskStore, acks: &mut Acks, n: usize) -> Result<(), StoreEr
         acks.seq = store.last_seq();
         store.put_changed(&[Extent { first: 2, count: 1 }])?;
         store.sync()?;
+        acks.reported = vec![Extent { first: 2, count: 1 }];
         acks.seq = 0;
         store.drop_delta()?;
         acks.dropped = true;
