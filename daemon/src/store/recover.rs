@@ -174,10 +174,14 @@ impl DiskStore {
             }
         }
         if self.geometry().is_none() {
-            // A delta and a journal of a copy that is gone are part of nothing.
+            // A delta and a journal of a copy that is gone are part of nothing, and must not outlive into another copy.
             self.delta = None;
-            self.dir.remove(&self.owner.next_bak())?;
-            self.dir.remove(&self.owner.next_cst())?;
+            for path in [self.owner.next_bak(), self.owner.next_cst()] {
+                if self.dir.exists(&path)? {
+                    self.dir.remove(&path)?;
+                    self.dir.sync_names(&path)?;
+                }
+            }
         }
         Ok(())
     }
