@@ -86,7 +86,8 @@ Examples:
 
 JSON:
   an array  checkpoint, agent, disk, device, time (RFC 3339), consistency, size_bytes,
-            delta_bytes, stored_bytes, parent (null for the base), freeze_ms, note";
+            delta_bytes, stored_bytes, parent (null for the base), freeze_ms,
+            unreadable_blocks (zeros: the agent's disk could not read them), note";
 
 const RESTORE: &str = "\
 TARGET is opened with your own rights, and every block is verified. A new file is made under a hidden name and gets its own when \
@@ -100,14 +101,15 @@ Examples:
   blxctl restore --agent web1 --disk sda 202611212034 /dev/sdb
 
 Exit codes:
-  0  done, and every byte is right
+  0  done, and every byte is right; blocks that the agent's disk could not read are zeros,
+     and are named on standard error
   4  damage was found; nothing is left, except on a device
   5  no such agent, disk or checkpoint
 
 JSON:
   job, type, result  result: done, canceled or failed
   of what is done    checkpoint, disk, consistency, note, output, size_bytes,
-                     written_bytes
+                     written_bytes, unreadable_blocks, unreadable_sectors
   of a failure       error, message, damage";
 
 const VERIFY: &str = "\
@@ -116,12 +118,13 @@ Examples:
   blxctl verify --agent web1 --disk sda 20261121203456
 
 Exit codes:
-  0  sound
+  0  sound; blocks that the agent's disk could not read are named on standard error
   4  damage was found, and is listed
 
 JSON:
   job, type, result  result: done, canceled or failed
-  of what is done    checkpoint, disk, damage (empty if sound)
+  of what is done    checkpoint, disk, damage (empty if sound), unreadable_blocks,
+                     unreadable_sectors
   of a failure       error, message, damage";
 
 const SYNC: &str = "\

@@ -74,6 +74,13 @@ impl Ended {
                     .to_owned(),
             );
         }
+        let blocks = number(&self.details, "unreadable_blocks");
+        if self.is_done() && blocks > 0 {
+            let sectors = text(&self.details, "unreadable_sectors");
+            lines.push(format!(
+                "warning: {blocks} blocks could not be read on the agent's disk and are zeros here: sectors {sectors}"
+            ));
+        }
         let note = text(&self.details, "note");
         if !note.is_empty() {
             lines.push(format!("note: {note}"));
@@ -110,12 +117,14 @@ impl Ended {
         object.insert("job".into(), self.id.into());
         object.insert("type".into(), self.job_type.as_str().into());
         object.insert("result".into(), self.result.clone().into());
-        for key in ["checkpoint", "disk", "consistency", "note", "output", "error", "message"] {
+        for key in
+            ["checkpoint", "disk", "consistency", "note", "output", "unreadable_sectors", "error", "message"]
+        {
             if self.details.contains_key(key) {
                 object.insert(key.into(), text(&self.details, key).into());
             }
         }
-        for key in ["size_bytes", "written_bytes"] {
+        for key in ["size_bytes", "written_bytes", "unreadable_blocks"] {
             if self.details.contains_key(key) {
                 object.insert(key.into(), number(&self.details, key).into());
             }
@@ -188,6 +197,18 @@ mod tests {
         warning: this checkpoint is fuzzy: blocks are from slightly different moments; check its file systems
         note: /srv could not be frozen
         ");
+    }
+
+    #[test]
+    fn blocks_that_could_not_be_read_are_told_and_are_no_failure() {
+        let mut ended = restored("filesystem", "");
+        ended.details.insert("unreadable_blocks".into(), OwnedVariant::from(9u32));
+        let sectors = OwnedVariant::try_from(Variant::from("2048-2055, 4096")).unwrap();
+        ended.details.insert("unreadable_sectors".into(), sectors);
+        assert_snapshot!(ended.warnings().join("\n"), @"warning: 9 blocks could not be read on the agent's disk and are zeros here: sectors 2048-2055, 4096");
+        assert_eq!(ended.failure(""), None);
+        assert_eq!(ended.json()["unreadable_blocks"], 9);
+        assert_eq!(ended.json()["unreadable_sectors"], "2048-2055, 4096");
     }
 
     #[test]

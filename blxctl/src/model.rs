@@ -241,6 +241,7 @@ pub(crate) struct Checkpoint {
     pub(crate) stored_bytes: u64,
     pub(crate) parent: String,
     pub(crate) freeze_ms: u64,
+    pub(crate) unreadable_blocks: u64,
     pub(crate) note: String,
 }
 
@@ -258,6 +259,7 @@ impl Checkpoint {
             stored_bytes: number(named, "stored_bytes"),
             parent: text(named, "parent"),
             freeze_ms: number(named, "freeze_ms"),
+            unreadable_blocks: number(named, "unreadable_blocks"),
             note: text(named, "note"),
         }
     }
@@ -276,6 +278,7 @@ impl Checkpoint {
             "stored_bytes": self.stored_bytes,
             "parent": or_null(&self.parent),
             "freeze_ms": self.freeze_ms,
+            "unreadable_blocks": self.unreadable_blocks,
             "note": self.note,
         })
     }

@@ -145,7 +145,7 @@ pub(crate) fn agents(agents: &[Agent], now_usec: u64) -> String {
     table(&headings, agents.iter().map(row).collect())
 }
 
-/// Checkpoints, each followed by its note.
+/// Checkpoints, each followed by what it lacks and its note.
 pub(crate) fn checkpoints(checkpoints: &[Checkpoint], now_usec: u64) -> String {
     if checkpoints.is_empty() {
         return "no checkpoints\n".to_owned();
@@ -173,12 +173,17 @@ pub(crate) fn checkpoints(checkpoints: &[Checkpoint], now_usec: u64) -> String {
         ]
     };
     let lines = table(&headings, checkpoints.iter().map(row).collect());
-    let notes = std::iter::once("").chain(checkpoints.iter().map(|c| c.note.as_str()));
-    let with_note = |(line, note): (&str, &str)| match note {
-        "" => format!("{line}\n"),
-        note => format!("{line}\n    {note}\n"),
+    let lacks = |c: &Checkpoint| match c.unreadable_blocks {
+        0 => String::new(),
+        blocks => format!("    zeros for {blocks} blocks that could not be read\n"),
     };
-    lines.lines().zip(notes).map(with_note).collect()
+    let note = |c: &Checkpoint| match c.note.as_str() {
+        "" => String::new(),
+        note => format!("    {note}\n"),
+    };
+    let below = checkpoints.iter().map(|c| lacks(c) + &note(c));
+    let below = std::iter::once(String::new()).chain(below);
+    lines.lines().zip(below).map(|(line, below)| format!("{line}\n{below}")).collect()
 }
 
 pub(crate) fn jobs(jobs: &[Job]) -> String {
@@ -377,6 +382,7 @@ pub(crate) mod tests {
             consistency: "fuzzy".into(),
             delta_bytes: 4 << 20,
             stored_bytes: 1 << 20,
+            unreadable_blocks: 8,
             note: "/srv could not be frozen".into(),
             time: "unclear".into(),
             ..base.clone()
@@ -385,6 +391,7 @@ pub(crate) mod tests {
         CHECKPOINT          AGE  DEVICE  DISK              CLASS        CHANGED      STORED
         20261121203456    5 min  sda     5000c500a1b2c3d4  filesystem  1.00 GiB  300.00 MiB
         20261121203956-2      -  sda     5000c500a1b2c3d4  fuzzy       4.00 MiB    1.00 MiB
+            zeros for 8 blocks that could not be read
             /srv could not be frozen
         ");
         assert_snapshot!(checkpoints(&[], NOW), @"no checkpoints");

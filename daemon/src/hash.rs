@@ -2,9 +2,15 @@
 //!
 //! BLAKE3 (Aumasson, Neves, O'Connor, Wilcox-O'Hearn, 2020), cut to 128 bits: enough that two different blocks
 //! never meet by accident, at 0.4 % of the data. A block of zeros has the hash of all zeros, so that it is known
-//! without being hashed.
+//! without being hashed. A block that the agent's disk could not read has a hash of its own; wherever it is kept or
+//! restored, zeros stand for it.
+//!
+//! What must never happen here: bytes taken for good that are not what their hash says. [`BlockHash::content`] is the
+//! one place that knows what an unreadable block looks like.
 
 use serde::{Deserialize, Serialize};
+
+use crate::bitmap::{BlockSet, Extent};
 
 /// Bytes of a hash.
 pub const HASH_BYTES: usize = 16;
@@ -16,6 +22,18 @@ pub struct BlockHash(pub [u8; HASH_BYTES]);
 impl BlockHash {
     /// The hash of a block of zeros.
     pub const ZERO: Self = Self([0; HASH_BYTES]);
+    /// Stands for a block that the agent's disk could not read; no block of data has this hash.
+    pub const UNREADABLE: Self = Self(*b"blxr unreadable\0");
+
+    /// The hash of the bytes that are kept and restored: of zeros for a block that could not be read.
+    pub fn content(self) -> Self {
+        if self == Self::UNREADABLE { Self::ZERO } else { self }
+    }
+
+    /// Whether `block` is what is to be kept and restored under this hash.
+    pub fn is_sound(self, block: &[u8], block_bytes: usize) -> bool {
+        hash_block(block, block_bytes) == self.content()
+    }
 }
 
 /// The digest of a group's block hashes.
@@ -36,8 +54,8 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 fn cut(hash: blake3::Hash) -> [u8; HASH_BYTES] {
     let mut out = [0; HASH_BYTES];
     out.copy_from_slice(hash.as_bytes().split_at(HASH_BYTES).0);
-    if out == [0; HASH_BYTES] {
-        // All zeros is taken; once in 2^128 blocks this costs one bit of difference.
+    if out == BlockHash::ZERO.0 || out == BlockHash::UNREADABLE.0 {
+        // These are taken; once in 2^127 blocks this costs one bit of difference.
         out = [0xff; HASH_BYTES];
     }
     out
@@ -61,6 +79,12 @@ pub fn hash_blocks(data: &[u8], block_bytes: usize) -> Vec<BlockHash> {
     data.chunks(block_bytes.max(1)).map(|block| hash_block(block, block_bytes)).collect()
 }
 
+/// Adds to `set` the blocks that could not be read, of consecutive ones from `first` on.
+pub fn insert_unreadable(first: u64, hashes: &[BlockHash], set: &mut BlockSet) {
+    let found = (first..).zip(hashes).filter(|(_, hash)| **hash == BlockHash::UNREADABLE);
+    found.for_each(|(first, _)| set.insert(Extent { first, count: 1 }));
+}
+
 /// The digest of a group: of the hashes of its blocks, in order.
 pub fn group_digest(hashes: &[BlockHash]) -> GroupDigest {
     let mut hasher = blake3::Hasher::new_derive_key("blxrep group digest v1");
@@ -81,6 +105,17 @@ mod tests {
         assert_eq!(hash_block(&[7; 512], 4096), hash_block(&full, 4096));
         assert_eq!(hash_block(&[0; 512], 4096), BlockHash::ZERO);
         assert_ne!(hash_block(&[7; 513], 4096), hash_block(&full, 4096));
+    }
+
+    #[test]
+    fn only_zeros_are_sound_for_a_block_that_could_not_be_read() {
+        assert!(BlockHash::UNREADABLE.is_sound(&[0; 4096], 4096));
+        assert!(BlockHash::UNREADABLE.is_sound(&[0; 512], 4096));
+        assert!(!BlockHash::UNREADABLE.is_sound(&[1; 4096], 4096));
+        let hash = hash_block(&[1; 4096], 4096);
+        assert!(hash.is_sound(&[1; 4096], 4096) && !hash.is_sound(&[0; 4096], 4096));
+        assert!(!BlockHash::ZERO.is_sound(&[1; 4096], 4096));
+        assert_ne!(group_digest(&[BlockHash::UNREADABLE; 256]), group_digest(&[BlockHash::ZERO; 256]));
     }
 
     #[test]

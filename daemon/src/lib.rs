@@ -30,5 +30,6 @@ mod simulation;
 pub mod status;
 pub mod store;
 pub mod tracker;
+pub mod unreadable;
 pub mod watchdog;
 pub mod wire;

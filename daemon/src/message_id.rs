@@ -8,6 +8,8 @@ pub const GAP_FOUND: &str = "5538cbccf1f3429db1be4ac787417fde";
 pub const CHECKPOINT_FUZZY: &str = "8736ec6fc2014c93a50a0361088047fb";
 /// A checkpoint did not come about.
 pub const CHECKPOINT_FAILED: &str = "7027398e35434c9587cbc263d953f488";
+/// Sectors of an agent's disk cannot be read: zeros stand for them.
+pub const SECTORS_UNREADABLE: &str = "e4ba39e54d0146cf800259316040139b";
 /// Stored data is damaged.
 pub const DAMAGE_FOUND: &str = "36bf6280841042d98f4b6d42b81c2814";
 /// An agent is not connected any more.

@@ -7,15 +7,15 @@
 //! |---|---|---|
 //! | 0 | 8 | first block |
 //! | 8 | 4 | number of blocks, at least 1 |
-//! | 12 | 1 | encoding: 0 zeros, 1 raw, 2 zstd |
+//! | 12 | 1 | encoding: 0 zeros, 1 raw, 2 zstd, 3 unreadable |
 //! | 13 | 3 | zero |
-//! | 16 | 4 | bytes of the payload; 0 for zeros |
-//! | 20 | 16 each | the hash of every block; none for zeros |
+//! | 16 | 4 | bytes of the payload; 0 for zeros and unreadable |
+//! | 20 | 16 each | the hash of every block; none for zeros and unreadable |
 //! | … | | the payload: the blocks' bytes (cut at the end of the disk), raw or as one zstd frame |
 
 use crate::bitmap::Extent;
 use crate::geometry::{GROUP_BYTES, Geometry};
-use crate::hash::{BlockHash, HASH_BYTES, hash_blocks};
+use crate::hash::{BlockHash, HASH_BYTES};
 
 /// Bytes before the hashes.
 pub const RUN_HEADER_BYTES: usize = 20;
@@ -35,6 +35,37 @@ pub enum Encoding {
     Raw,
     /// The payload is one zstd frame.
     Zstd,
+    /// The agent's disk could not read these blocks; no payload, no hashes. Zeros stand for them.
+    Unreadable,
+}
+
+impl Encoding {
+    fn code(self) -> u8 {
+        match self {
+            Self::Zero => 0,
+            Self::Raw => 1,
+            Self::Zstd => 2,
+            Self::Unreadable => 3,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        [Self::Zero, Self::Raw, Self::Zstd, Self::Unreadable].into_iter().find(|e| e.code() == code)
+    }
+
+    /// The hash of every block of a run that carries neither hashes nor data; `None` if it carries both.
+    fn only_hash(self) -> Option<BlockHash> {
+        match self {
+            Self::Zero => Some(BlockHash::ZERO),
+            Self::Unreadable => Some(BlockHash::UNREADABLE),
+            Self::Raw | Self::Zstd => None,
+        }
+    }
+
+    /// The same of an encoding's number; `None` as well if there is no such encoding.
+    pub fn only_hash_of(code: u8) -> Option<BlockHash> {
+        Self::from_code(code).and_then(Self::only_hash)
+    }
 }
 
 /// Bytes that are not a run, or whose data is not what its hashes say.
@@ -85,6 +116,11 @@ impl Run {
         Self { extent, encoding: Encoding::Zero, hashes: Vec::new(), payload: Vec::new() }
     }
 
+    /// Blocks that could not be read. At most 2^32 - 1 of them.
+    pub fn unreadable(first: u64, count: u32) -> Self {
+        Self { encoding: Encoding::Unreadable, ..Self::zeros(first, count) }
+    }
+
     /// Packs at most 1 MiB of consecutive blocks, hashed already.
     pub fn pack(first: u64, hashes: Vec<BlockHash>, data: &[u8]) -> Self {
         let extent = Extent { first, count: hashes.len() as u64 };
@@ -107,10 +143,16 @@ impl Run {
 
     /// The hash of the block `index` blocks after the first.
     pub fn hash(&self, index: u64) -> BlockHash {
-        usize::try_from(index).ok().and_then(|i| self.hashes.get(i)).copied().unwrap_or(BlockHash::ZERO)
+        let own = || usize::try_from(index).ok().and_then(|i| self.hashes.get(i)).copied();
+        self.encoding.only_hash().or_else(own).unwrap_or(BlockHash::ZERO)
     }
 
-    /// Unpacks and checks every block; `None` for a run of zeros.
+    /// Whether it says of any block that it could not be read.
+    pub fn has_unreadable(&self) -> bool {
+        self.encoding == Encoding::Unreadable || self.hashes.contains(&BlockHash::UNREADABLE)
+    }
+
+    /// Unpacks and checks every block; `None` where zeros stand for all of them.
     ///
     /// # Errors
     /// When the payload does not unpack to exactly the blocks' bytes, or a block does not have its hash.
@@ -119,7 +161,7 @@ impl Run {
         let len =
             usize::try_from(geometry.range(first, count).1).map_err(|_| RunError::Unpack { first, count })?;
         let data = match self.encoding {
-            Encoding::Zero => return Ok(None),
+            Encoding::Zero | Encoding::Unreadable => return Ok(None),
             Encoding::Raw => self.payload.clone(),
             Encoding::Zstd => {
                 zstd::bulk::decompress(&self.payload, len).map_err(|_| RunError::Unpack { first, count })?
@@ -128,9 +170,12 @@ impl Run {
         if data.len() != len {
             return Err(RunError::Unpack { first, count });
         }
-        let found = hash_blocks(&data, geometry.block_bytes());
-        match found.iter().zip(&self.hashes).zip(first..).find(|((a, b), _)| a != b) {
-            Some((_, block)) => Err(RunError::Hash { block }),
+        let block_bytes = geometry.block_bytes();
+        let blocks = data.chunks(block_bytes).zip(&self.hashes).zip(first..);
+        let bad =
+            blocks.filter(|((block, hash), _)| !hash.is_sound(block, block_bytes)).map(|(_, n)| n).next();
+        match bad {
+            Some(block) => Err(RunError::Hash { block }),
             None => Ok(Some(data)),
         }
     }
@@ -145,12 +190,7 @@ impl Run {
         out.reserve(self.encoded_len());
         out.extend_from_slice(&self.extent.first.to_le_bytes());
         out.extend_from_slice(&(self.extent.count as u32).to_le_bytes());
-        let encoding = match self.encoding {
-            Encoding::Zero => 0,
-            Encoding::Raw => 1,
-            Encoding::Zstd => 2,
-        };
-        out.extend_from_slice(&[encoding, 0, 0, 0]);
+        out.extend_from_slice(&[self.encoding.code(), 0, 0, 0]);
         out.extend_from_slice(&(self.payload.len() as u32).to_le_bytes());
         for hash in &self.hashes {
             out.extend_from_slice(&hash.0);
@@ -173,24 +213,21 @@ impl Run {
         if [z0, z1, z2] != [0; 3] {
             return Err(RunError::Malformed("bytes that must be zero are not"));
         }
-        let encoding = match encoding {
-            0 => Encoding::Zero,
-            1 => Encoding::Raw,
-            2 => Encoding::Zstd,
-            _ => return Err(RunError::Malformed("an encoding that is not known")),
-        };
+        let encoding =
+            Encoding::from_code(encoding).ok_or(RunError::Malformed("an encoding that is not known"))?;
+        let carries_data = encoding.only_hash().is_none();
         let blocks = geometry.blocks();
         if count == 0 || first.checked_add(count).is_none_or(|end| end > blocks) {
             return Err(RunError::OutOfRange { first, count, blocks });
         }
-        if encoding != Encoding::Zero && count > geometry.group_blocks() {
+        if carries_data && count > geometry.group_blocks() {
             return Err(RunError::Malformed("more than 1 MiB of data"));
         }
-        let hash_count = if encoding == Encoding::Zero { 0 } else { count as usize };
+        let hash_count = if carries_data { count as usize } else { 0 };
         let (hashes, payload) = rest
             .split_at_checked(hash_count * HASH_BYTES)
             .ok_or(RunError::Malformed("shorter than its hashes"))?;
-        if payload.len() != payload_len || (encoding == Encoding::Zero) != payload.is_empty() {
+        if payload.len() != payload_len || carries_data == payload.is_empty() {
             return Err(RunError::Malformed("a payload of another length"));
         }
         let hashes = hashes.as_chunks::<HASH_BYTES>().0.iter().map(|h| BlockHash(*h)).collect();
@@ -201,6 +238,7 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hash::hash_blocks;
     use proptest::prelude::*;
 
     fn geometry() -> Geometry {
@@ -229,6 +267,35 @@ mod tests {
         assert_eq!(run.unpack(geometry()).unwrap().unwrap(), data);
         let run = Run::pack(1022, hash_blocks(&data, 4096), &data);
         assert!(matches!(run.unpack(geometry()), Err(RunError::Unpack { .. })), "in the middle it may not");
+    }
+
+    #[test]
+    fn blocks_that_could_not_be_read_are_neither_zeros_nor_data() {
+        let run = Run::unreadable(1020, 5);
+        assert!((0..5).all(|i| run.hash(i) == BlockHash::UNREADABLE) && run.has_unreadable());
+        assert_eq!(run.unpack(geometry()).unwrap(), None);
+        assert!(!Run::zeros(1020, 5).has_unreadable() && !sample().has_unreadable());
+        let mut bytes = Vec::new();
+        run.encode(&mut bytes);
+        assert_eq!((bytes.len(), bytes[12]), (RUN_HEADER_BYTES, 3));
+        assert_eq!(Run::decode(&bytes, geometry()).unwrap(), run);
+        assert_eq!(Encoding::only_hash_of(bytes[12]), Some(BlockHash::UNREADABLE));
+        bytes.push(0);
+        assert!(Run::decode(&bytes, geometry()).is_err(), "it carries no data");
+    }
+
+    #[test]
+    fn among_data_only_zeros_stand_for_a_block_that_could_not_be_read() {
+        let mut data = vec![7; 3 * 4096];
+        data[4096..8192].fill(0);
+        let mut hashes = hash_blocks(&data, 4096);
+        hashes[1] = BlockHash::UNREADABLE;
+        let run = Run::pack(5, hashes.clone(), &data);
+        assert_eq!(run.unpack(geometry()).unwrap().unwrap(), data);
+        assert!(run.has_unreadable());
+        data[5000] = 1;
+        let run = Run::pack(5, hashes, &data);
+        assert_eq!(run.unpack(geometry()), Err(RunError::Hash { block: 6 }));
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub struct DiskStatus {
     pub newest: Option<Newest>,
     /// The time between checkpoints; only the dispatcher knows it.
     pub sync_every: Option<Duration>,
-    /// What went wrong last, until a checkpoint is committed.
+    /// What went wrong last, until a checkpoint is committed; what the newest checkpoint lacks.
     pub last_error: Option<String>,
 }
 

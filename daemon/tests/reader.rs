@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use blxrep::bitmap::Extent;
 use blxrep::geometry::Geometry;
-use blxrep::reader::{BlockReader, DirectReader, ReadError};
+use blxrep::reader::{BlockReader, DirectReader, Piece, ReadError, read_pieces};
 use mounts::LoopDisk;
 
 fn noise(len: usize) -> Vec<u8> {
@@ -52,14 +52,26 @@ fn the_page_cache_of_the_device_is_not_asked() {
 }
 
 #[test]
-fn blocks_that_the_device_cannot_read_are_named() {
+fn blocks_that_the_device_cannot_read_are_found_one_by_one() {
     let disk = LoopDisk::new(4, &[]);
     let mut reader = DirectReader::open(&disk.path, Geometry::new(4 << 20, 12).unwrap()).unwrap();
     // Behind the end of its file a loop device answers with an I/O error.
     OpenOptions::new().write(true).open(&disk.image).unwrap().set_len(1000 * 4096).unwrap();
     assert_eq!(reader.read(Extent { first: 990, count: 10 }).unwrap().len(), 40960);
     let error = reader.read(Extent { first: 990, count: 20 }).unwrap_err();
-    let ReadError::Unreadable { first, count, ref source, .. } = error else { panic!("{error}") };
-    assert_eq!((first, count, source.raw_os_error()), (1000, 8, Some(5)), "{error}");
-    assert!(error.to_string().contains("blocks 1000+8 of /dev/loop"), "{error}");
+    let ReadError::Unreadable { ref source, .. } = error else { panic!("{error}") };
+    assert_eq!(source.raw_os_error(), Some(5), "{error}");
+    assert!(error.to_string().contains("blocks 990+20 of /dev/loop"), "{error}");
+    let mut pieces = Vec::new();
+    let extent = Extent { first: 990, count: 20 };
+    read_pieces(&mut reader, extent, &mut || true, &mut |piece| match piece {
+        Piece::Data(part, data) => {
+            assert_eq!(data.len() as u64, part.count * 4096);
+            pieces.push((part.first, part.end(), false));
+        }
+        Piece::Unreadable(part) => pieces.push((part.first, part.end(), true)),
+    })
+    .unwrap();
+    assert_eq!((pieces.pop(), pieces.last().map(|p| p.1)), (Some((1000, 1010, true)), Some(1000)));
+    assert!(pieces.iter().all(|(.., bad)| !bad), "{pieces:?}");
 }

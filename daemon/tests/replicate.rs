@@ -14,8 +14,6 @@ mod common {
 }
 
 use std::fs;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
 use common::lab::{Lab, PHOTOGRAPH, mortal, run};
 use common::writers::Writer;

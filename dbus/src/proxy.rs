@@ -19,7 +19,8 @@ pub trait Manager {
     /// (s, YYYYMMDDHHMM in UTC, both included).
     ///
     /// Each has `checkpoint` s, `agent` s, `disk` s, `device` s, `time` s (RFC 3339), `consistency` s, `size_bytes` t,
-    /// `delta_bytes` t, `stored_bytes` t, `parent` s (empty for the base), `freeze_ms` u, `note` s.
+    /// `delta_bytes` t, `stored_bytes` t, `parent` s (empty for the base), `freeze_ms` u,
+    /// `unreadable_blocks` u (blocks the agent's disk could not read: zeros), `note` s.
     #[zbus(allow_interactive_auth)]
     fn show(&self, agent: &str, options: Options<'_>) -> zbus::Result<Vec<Details>>;
 
@@ -60,8 +61,9 @@ pub trait Manager {
 
     /// A job ended and its object is gone. `result`: see [`crate::words::JobResult`]. Details of a restore: `checkpoint`,
     /// `disk`, `consistency`, `note`, `output` (all s), `size_bytes`, `written_bytes` (t); of a sync: `checkpoints`
-    /// (a{ss}, by disk); of a verify: `checkpoint`, `disk` (s), `damage` (as, empty if sound); of a job that failed: `error`,
-    /// `message` (s), and `damage` (as) where that is why.
+    /// (a{ss}, by disk); of a verify: `checkpoint`, `disk` (s), `damage` (as, empty if sound); of both a restore and a verify
+    /// `unreadable_blocks` (u) and their sectors, `unreadable_sectors` (s, such as `2048-2055, 4096`); of a job that failed:
+    /// `error`, `message` (s), and `damage` (as) where that is why.
     #[zbus(signal)]
     fn job_removed(
         &self,

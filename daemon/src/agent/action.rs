@@ -49,6 +49,9 @@ pub enum Action {
     SyncFileSystems,
     /// Read; give [`Input::Read`].
     Read(Extent, Purpose),
+    /// Find out where these blocks are, which cannot be read, and tell people; give [`Input::Located`]. None: all can be
+    /// read again.
+    Locate(BlockSet),
     /// Freeze, drain, read the rest, thaw; give [`Input::FinalPass`].
     FinalPass {
         /// What is known to be changed and not sent.
@@ -136,6 +139,8 @@ pub enum Input {
         /// What came of it.
         result: Result<ReadResult, String>,
     },
+    /// The result of [`Action::Locate`]: the blocks, and what is to be said of them.
+    Located(BlockSet, String),
     /// The result of [`Action::FinalPass`], and how many gaps were raised until then.
     FinalPass(Result<Outcome, String>, u64),
 }

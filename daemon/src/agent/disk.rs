@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 
 use super::action::{Action, Input, Purpose, ReadResult};
 use super::pace::Pace;
+use super::read::read;
 use super::session::DiskSession;
 use super::shared::Shared;
 use crate::bitmap::{BlockSet, Extent};
@@ -22,13 +23,11 @@ use crate::device::BlockDevice;
 use crate::freeze::alone::Alone;
 use crate::freeze::final_pass::{FinalPassJob, final_pass};
 use crate::freeze::mountinfo::DeviceNumber;
-use crate::freeze::topology;
+use crate::freeze::{place, topology};
 use crate::geometry::Geometry;
-use crate::hash::group_digest;
 use crate::ids::{CheckpointId, DiskId};
-use crate::message_id::DISK_GIVEN_UP;
+use crate::message_id::{DISK_GIVEN_UP, SECTORS_UNREADABLE};
 use crate::reader::BlockReader;
-use crate::reader::{hash_extent, pack, pack_differing};
 use crate::status::{CheckpointAdded, DiskState, SharedDisk};
 use crate::tracker::{Tracker, TrackerError};
 use crate::watchdog::{Pulse, SLOW_DISK_MAX};
@@ -289,6 +288,7 @@ impl Worker {
                 }
                 self.session.handle(Input::Read { extent, purpose, result });
             }
+            Action::Locate(blocks) => self.locate(blocks),
             Action::FinalPass { to_send, last } => self.final_pass(&to_send, last)?,
             Action::CommitTracker { id, keep, heals } => {
                 self.disk.tracker.commit(id, &keep, heals).map_err(lost)?;
@@ -330,12 +330,30 @@ impl Worker {
     fn read(&mut self, extent: Extent, purpose: &Purpose) -> Result<ReadResult, String> {
         let geometry = self.disk.geometry;
         self.pace.wait_for(geometry.range(extent.first, extent.count).1);
-        let data = self.disk.reader.read(extent).map_err(|e| e.to_string())?;
-        Ok(match purpose {
-            Purpose::Base | Purpose::Changed => ReadResult::Runs(pack(extent, data, geometry)),
-            Purpose::Digest => ReadResult::Digest(group_digest(&hash_extent(data, geometry))),
-            Purpose::Differing(hashes) => ReadResult::Runs(pack_differing(extent, data, geometry, hashes)),
-        })
+        let (pulse, shared) = (&self.pulse, &self.shared);
+        let mut go_on = || {
+            pulse.allow(SLOW_DISK_MAX);
+            !shared.stopping.load(Ordering::Relaxed)
+        };
+        read(self.disk.reader.as_mut(), extent, purpose, geometry, &mut go_on).map_err(|e| e.to_string())
+    }
+
+    /// Says which blocks cannot be read; said once, until they are others.
+    fn locate(&mut self, blocks: BlockSet) {
+        let (agent, disk, device) = (&self.shared.agent, &self.disk.id, &self.disk.device);
+        let text = if blocks.is_empty() {
+            info!(AGENT = %agent, DISK = %disk, "all sectors of {} can be read again", device.name);
+            String::new()
+        } else {
+            let number = DeviceNumber { major: device.major, minor: device.minor };
+            let text = place::describe(&device.name, number, self.disk.geometry, &blocks);
+            warn!(
+                MESSAGE_ID = SECTORS_UNREADABLE, AGENT = %agent, DISK = %disk,
+                "{text}; they are tried again at every checkpoint"
+            );
+            text
+        };
+        self.session.handle(Input::Located(blocks, text));
     }
 
     /// Waits until no other disk of this agent is being frozen; not if this one is to be paused or to end.
@@ -353,7 +371,8 @@ impl Worker {
     }
 
     fn committed(&mut self, id: CheckpointId) {
-        self.last_error = None;
+        let unreadable = self.session.unreadable_text();
+        self.last_error = (!unreadable.is_empty()).then(|| unreadable.to_owned());
         self.show();
         let (agent, disk) = (self.shared.agent.clone(), self.disk.id.clone());
         info!(AGENT = %agent, DISK = %disk, CHECKPOINT = %id, "checkpoint {id} is committed");

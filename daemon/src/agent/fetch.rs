@@ -18,11 +18,13 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::link::Dial;
+use crate::bitmap::BlockSet;
 use crate::geometry::Geometry;
-use crate::hash::{BlockHash, GroupDigest, group_digest};
+use crate::hash::{BlockHash, GroupDigest, group_digest, insert_unreadable};
 use crate::ids::CheckpointId;
 use crate::restore::{Meter, Output, Progress, RestoreError, RestoreReport, Target};
 use crate::run::Run;
+use crate::unreadable::{RANGES_MAX, sectors};
 use crate::wire::frame::{Area, Frame, FrameError, decode, decode_message, encode_message};
 use crate::wire::key::hex;
 use crate::wire::message::{DAMAGE_MAX_LINES, NAME_MAX_BYTES, RestoreDown, RestoreUp, clean_text};
@@ -133,17 +135,18 @@ pub fn fetch(
     let mut target = output.open(geometry.size_bytes())?;
     line.meter.expect(verify_bytes.saturating_add(2 * geometry.size_bytes()));
     let received = line.receive(geometry, verify_bytes, &mut target);
-    let read_back = received.and_then(|(digests, written_bytes)| {
+    let read_back = received.and_then(|Received { digests, unreadable, written_bytes }| {
         let mut meter = line.close();
         let digest = |group: u64| usize::try_from(group).ok().and_then(|at| digests.get(at)).copied();
         target.read_back(geometry, &mut |bytes| meter.tick(bytes), |group, first, found| {
             Ok((digest(group) != Some(group_digest(found))).then_some(first))
         })?;
-        Ok(written_bytes)
+        Ok((unreadable, written_bytes))
     });
-    let written_bytes = read_back.map_err(|error| error.explain(&target))?;
+    let (unreadable, written_bytes) = read_back.map_err(|error| error.explain(&target))?;
     let output = target.finish()?;
-    Ok(RestoreReport { checkpoint, output, written_bytes })
+    let unreadable_sectors = sectors(&unreadable, geometry, RANGES_MAX);
+    Ok(RestoreReport { checkpoint, output, unreadable_sectors, written_bytes })
 }
 
 /// A message that is not due: a refusal, or an error of the dispatcher.
@@ -158,6 +161,14 @@ fn unexpected(message: RestoreDown) -> FetchError {
         RestoreDown::Verifying { .. } => FetchError::broken("the dispatcher verifies out of turn"),
         RestoreDown::End => FetchError::broken("the dispatcher ended before everything was sent"),
     }
+}
+
+/// What came.
+struct Received {
+    /// Of each group, what it must read back as.
+    digests: Vec<GroupDigest>,
+    unreadable: BlockSet,
+    written_bytes: u64,
 }
 
 /// The connection of one fetch.
@@ -210,14 +221,14 @@ impl<'a> Line<'a> {
         Err(FetchError::broken(format!("the connection ended before everything was sent: {end}")))
     }
 
-    /// Takes every group, one after another, and the end. Gives the groups' digests and the bytes that were written.
+    /// Takes every group, one after another, and the end.
     fn receive(
         &mut self,
         geometry: Geometry,
         verify_bytes: u64,
         target: &mut Target,
-    ) -> Result<(Vec<GroupDigest>, u64), FetchError> {
-        let (mut digests, mut written) = (Vec::new(), 0);
+    ) -> Result<Received, FetchError> {
+        let mut received = Received { digests: Vec::new(), unreadable: BlockSet::new(), written_bytes: 0 };
         let mut verified = 0;
         for group in 0..geometry.groups() {
             let run = loop {
@@ -239,26 +250,28 @@ impl<'a> Line<'a> {
                 self.meter.tick(verify_bytes.saturating_sub(verified))?;
             }
             let (offset, len) = geometry.range(run.extent().first, run.extent().count);
-            digests.push(whole_group(geometry, group, &run)?);
+            let hashes = whole_group(geometry, group, &run)?;
+            insert_unreadable(run.extent().first, &hashes, &mut received.unreadable);
+            let contents: Vec<BlockHash> = hashes.into_iter().map(BlockHash::content).collect();
+            received.digests.push(group_digest(&contents));
             let data = run.unpack(geometry).map_err(FrameError::from)?;
-            written += target.put(offset, len, data.as_deref())?;
+            received.written_bytes += target.put(offset, len, data.as_deref())?;
             self.meter.tick(len)?;
         }
         match decode_message(&self.frame()?)? {
-            RestoreDown::End => Ok((digests, written)),
+            RestoreDown::End => Ok(received),
             other => Err(unexpected(other)),
         }
     }
 }
 
-/// The digest of a run that must be exactly this group.
-fn whole_group(geometry: Geometry, group: u64, run: &Run) -> Result<GroupDigest, FetchError> {
+/// The hashes of a run that must be exactly this group.
+fn whole_group(geometry: Geometry, group: u64, run: &Run) -> Result<Vec<BlockHash>, FetchError> {
     let (first, count) = geometry.group_extent(group);
     if (run.extent().first, run.extent().count) != (first, count) {
         return Err(FetchError::broken("the dispatcher sent blocks out of turn"));
     }
-    let hashes: Vec<BlockHash> = (0..count).map(|at| run.hash(at)).collect();
-    Ok(group_digest(&hashes))
+    Ok((0..count).map(|at| run.hash(at)).collect())
 }
 
 /// Waits for something of the network's, and looks several times a second whether to end.

@@ -10,6 +10,7 @@ pub mod footprint;
 pub mod link;
 mod lsblk;
 pub mod pace;
+pub mod read;
 pub mod run;
 pub mod scan;
 pub mod session;

@@ -9,10 +9,14 @@
 //! pending set that is neither in `to_send`, nor in the window, nor staged by the dispatcher.
 
 mod agree;
+mod unreadable;
+#[cfg(test)]
+mod unreadable_tests;
 
 use std::collections::VecDeque;
 
 use super::action::{Action, DrainFor, Input, Purpose, ReadResult};
+use super::read::unreadable as unreadable_run;
 use super::scan::{Scan, Step};
 use super::sync::{Phase, Sync};
 use crate::bitmap::{BlockSet, Extent};
@@ -27,6 +31,7 @@ use crate::tracker::Claim;
 use crate::wire::Endpoint;
 use crate::wire::frame::Area;
 use crate::wire::message::{CHANGED_MAX_EXTENTS, DiskDown, DiskUp, clean_text};
+use unreadable::{Unreadable, failing, unreadable_in};
 
 /// Bytes of a data frame besides its run.
 const FRAME_OVERHEAD_BYTES: u64 = 24;
@@ -62,6 +67,7 @@ pub struct DiskSession {
     unacked_bytes: u64,
     to_send: BlockSet,
     reported: BlockSet,
+    unreadable: Unreadable,
     scan: Option<Scan>,
     scan_gap_count: u64,
     sync: Option<Sync>,
@@ -97,6 +103,7 @@ impl DiskSession {
             unacked_bytes: 0,
             to_send: BlockSet::new(),
             reported: BlockSet::new(),
+            unreadable: Unreadable::default(),
             scan: None,
             scan_gap_count: 0,
             sync: None,
@@ -128,6 +135,7 @@ impl DiskSession {
             Input::Pending(pending) => self.pending(pending),
             Input::Doubts(gap_count) => self.doubts(gap_count),
             Input::Read { extent, purpose, result } => self.read(extent, purpose, result),
+            Input::Located(blocks, text) => self.unreadable.named(blocks, text),
             Input::FinalPass(outcome, gap_count) => self.final_pass(outcome, gap_count),
         }
     }
@@ -163,6 +171,11 @@ impl DiskSession {
         }
     }
 
+    /// What a person should know of blocks that cannot be read; empty if there is none.
+    pub fn unreadable_text(&self) -> &str {
+        self.unreadable.text()
+    }
+
     /// Nothing is sent while paused: a sync that is not sealed yet is given up. Changes are reported on.
     fn pause(&mut self, paused: bool) {
         self.paused = paused;
@@ -176,7 +189,8 @@ impl DiskSession {
 
     fn message(&mut self, endpoint: Endpoint, message: DiskDown) {
         match message {
-            DiskDown::Attached { plan, instance, resumes, newest, next_seq, window_bytes } => {
+            DiskDown::Attached { plan, instance, resumes, newest, next_seq, window_bytes, unreadable } => {
+                self.unreadable.told(unreadable, self.geometry);
                 self.window_bytes = u64::from(window_bytes);
                 self.next_seq = next_seq.max(1);
                 self.attach(plan, instance, resumes, newest);
@@ -221,6 +235,7 @@ impl DiskSession {
 
     fn tick(&mut self) {
         if self.attached && self.outbox.is_empty() {
+            self.outbox.extend(self.unreadable.to_name().map(Action::Locate));
             self.outbox.push_back(Action::CheckClaim);
             self.outbox.push_back(Action::Drain(DrainFor::Report));
         }
@@ -272,8 +287,11 @@ impl DiskSession {
             let failed = DiskUp::SyncFailed { reason: PAUSED.to_owned(), paused: true };
             return self.outbox.push_back(Action::Send(Endpoint::Live, failed));
         }
-        self.sync = Some(Sync::new());
-        self.begin_round();
+        let (sync, retry) = (self.sync.insert(Sync::new()), self.unreadable.take_retry());
+        match retry.is_empty() {
+            true => self.begin_round(),
+            false => sync.retry(retry),
+        }
     }
 
     /// Begins the sync whose order came too early.
@@ -309,6 +327,7 @@ impl DiskSession {
             Ok(Outcome::TooMuch { rest, note }) => {
                 self.to_send.union(&rest);
                 if sync.try_again(note) {
+                    sync.demand_round();
                     self.begin_round();
                 } else {
                     sync.send_unfrozen(std::mem::take(&mut self.to_send));
@@ -317,19 +336,28 @@ impl DiskSession {
             Ok(Outcome::Taken(taken))
                 if taken.consistency == Consistency::Fuzzy && sync.try_again(String::new()) =>
             {
-                taken.data.iter().for_each(|(extent, _)| self.to_send.insert(*extent));
+                self.to_send.union(&taken.blocks());
                 self.to_send.union(&taken.after);
                 self.begin_round();
             }
             Ok(Outcome::Taken(taken)) => {
-                taken.data.iter().for_each(|(extent, _)| self.to_send.remove(*extent));
-                if self.to_send.is_empty() {
-                    self.to_send = taken.after.clone();
-                    sync.send_rest(taken);
-                } else {
-                    taken.data.iter().for_each(|(extent, _)| self.to_send.insert(*extent));
+                let blocks = taken.blocks();
+                self.to_send.subtract(&blocks);
+                let reason = match self.unreadable.is_too_much(taken.unreadable.extents(u64::MAX)) {
+                    true => Some(failing()),
+                    false if self.to_send.is_empty() => None,
+                    false => Some("the final pass did not read everything that changed".to_owned()),
+                };
+                if let Some(reason) = reason {
+                    self.to_send.union(&blocks);
                     self.to_send.union(&taken.after);
-                    self.fail_sync("the final pass did not read everything that changed".to_owned());
+                    self.fail_sync(reason);
+                } else {
+                    self.to_send = taken.after.clone();
+                    let runs: Vec<Run> = taken.unreadable.extents(u64::MAX).map(unreadable_run).collect();
+                    sync.send_rest(taken);
+                    runs.into_iter().for_each(|run| self.send_run(Endpoint::Live, Area::Delta, run));
+                    self.outbox.extend(self.unreadable.to_name().map(Action::Locate));
                 }
             }
         }
@@ -361,6 +389,9 @@ impl DiskSession {
                 self.outbox.pop_front()
             }
             Phase::UnfrozenSent => {
+                if let Some(blocks) = self.unreadable.to_name() {
+                    return Some(Action::Locate(blocks));
+                }
                 sync.last_drain();
                 Some(Action::Drain(DrainFor::Seal))
             }
@@ -389,6 +420,8 @@ impl DiskSession {
     fn send_seal(&mut self, newest: Newest, freeze_ms: u32, note: String) {
         let Newest { id, time_unix_ms, consistency } = newest;
         self.sealed = Some(Sealed { newest, heals: self.scan.as_ref().is_some_and(Scan::is_done) });
+        let parts = [self.unreadable.text(), &note];
+        let note = parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
         let seal = DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms, note: clean_text(note) };
         self.outbox.push_back(Action::Send(Endpoint::Live, seal));
     }
@@ -431,7 +464,11 @@ impl DiskSession {
                     self.outbox.push_back(Action::Send(Endpoint::Snapshot, DiskUp::WantHashes { group }));
                 }
             }
+            (Ok(ReadResult::Runs(runs)), purpose) if self.unreadable.is_too_much(unreadable_in(&runs)) => {
+                self.read(extent, purpose, Err(failing()));
+            }
             (Ok(ReadResult::Runs(runs)), purpose) => {
+                self.retried(extent, &runs);
                 if let (Some(scan), false) = (&mut self.scan, purpose == Purpose::Changed) {
                     scan.settled(extent.first / self.geometry.group_blocks());
                 }
@@ -440,8 +477,22 @@ impl DiskSession {
                     Purpose::Changed => (Endpoint::Live, Area::Delta),
                     Purpose::Digest | Purpose::Differing(_) => (Endpoint::Snapshot, Area::Delta),
                 };
-                runs.into_iter().for_each(|run| self.send_run(endpoint, area, run));
+                for run in runs {
+                    if purpose != Purpose::Changed || self.unreadable.is_news(&run, &self.reported) {
+                        self.send_run(endpoint, area, run);
+                    }
+                }
             }
+        }
+    }
+
+    /// After a read in a retry.
+    fn retried(&mut self, extent: Extent, runs: &[Run]) {
+        let Some(sync) = self.sync.as_mut().filter(|sync| sync.phase() == Phase::Retry) else { return };
+        // It was read later than it changed.
+        self.to_send.remove(extent);
+        if unreadable_in(runs).next().is_some() && sync.retry_failed() {
+            self.unreadable.retried_to(extent.end());
         }
     }
 
@@ -449,6 +500,7 @@ impl DiskSession {
         let (seq, extent) = (self.next_seq, run.extent());
         let bytes = run.encoded_len() as u64 + FRAME_OVERHEAD_BYTES;
         self.next_seq += 1;
+        self.unreadable.sent(&run);
         self.unacked_bytes += bytes;
         self.unacked.push_back(Unacked { endpoint, area, seq, extent, bytes });
         self.outbox.push_back(Action::SendData { endpoint, area, seq, run });

@@ -12,10 +12,14 @@ use crate::freeze::final_pass::Taken;
 const ROUNDS_MAX: u32 = 8;
 /// Final passes before the sync ends without one.
 const ATTEMPTS_MAX: u32 = 3;
+/// Blocks of a retry that may fail: each can take a dying disk many seconds.
+const RETRY_FAILURES_MAX: u32 = 64;
 
 /// Where a sync is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
+    /// Blocks that could not be read before are read again, one by one, long before anything is frozen.
+    Retry,
     /// File systems are being synced and the tracker drained.
     PreCopy,
     /// Little is left: the final pass may begin.
@@ -50,6 +54,8 @@ pub struct Sync {
     phase: Phase,
     rounds: u32,
     attempts: u32,
+    retry_failures: u32,
+    round_due: bool,
     last_round_blocks: u64,
     sending: BlockSet,
     rest: Option<Taken>,
@@ -69,6 +75,8 @@ impl Sync {
             phase: Phase::PreCopy,
             rounds: 0,
             attempts: 0,
+            retry_failures: 0,
+            round_due: false,
             last_round_blocks: u64::MAX,
             sending: BlockSet::new(),
             rest: None,
@@ -85,12 +93,33 @@ impl Sync {
     /// seconds before a freeze add to it), and rounds still make it smaller.
     pub fn worth_a_round(&self, blocks: u64, budget_blocks: u64) -> bool {
         let shrinks = blocks < self.last_round_blocks / 4 * 3 || self.rounds < 2;
-        blocks > budget_blocks / 2 && shrinks && self.rounds < ROUNDS_MAX
+        self.round_due || (blocks > budget_blocks / 2 && shrinks && self.rounds < ROUNDS_MAX)
+    }
+
+    /// A round must come before the next final pass: what is left could not be read while frozen.
+    pub fn demand_round(&mut self) {
+        self.round_due = true;
+    }
+
+    /// Tries blocks again that could not be read.
+    pub fn retry(&mut self, blocks: BlockSet) {
+        (self.sending, self.phase) = (blocks, Phase::Retry);
+    }
+
+    /// One of them still cannot be read: whether that is enough for this sync. The others then wait for the next one.
+    pub fn retry_failed(&mut self) -> bool {
+        self.retry_failures += 1;
+        let enough = self.retry_failures >= RETRY_FAILURES_MAX;
+        if enough {
+            self.sending = BlockSet::new();
+        }
+        enough
     }
 
     /// Sends a round.
     pub fn send(&mut self, blocks: BlockSet) {
         self.rounds += 1;
+        self.round_due = false;
         self.last_round_blocks = blocks.len();
         (self.sending, self.phase) = (blocks, Phase::Round);
     }
@@ -161,11 +190,15 @@ impl Sync {
 
     /// The next blocks to read, at most `max` of them.
     pub fn next_to_read(&mut self, max: u64) -> Option<Extent> {
-        let (Phase::Round | Phase::Unfrozen) = self.phase else { return None };
+        let max = match self.phase {
+            Phase::Retry => 1,
+            Phase::Round | Phase::Unfrozen => max,
+            _ => return None,
+        };
         let extent = self.sending.first_extent(max);
         match (extent, self.phase) {
             (Some(extent), _) => self.sending.remove(extent),
-            (None, Phase::Round) => self.phase = Phase::RoundSent,
+            (None, Phase::Retry | Phase::Round) => self.phase = Phase::RoundSent,
             (None, _) => self.phase = Phase::UnfrozenSent,
         }
         extent
@@ -173,7 +206,10 @@ impl Sync {
 
     /// The sync comes to nothing: what it had taken to send and did not send.
     pub fn give_back(self, to_send: &mut BlockSet) {
-        to_send.union(&self.sending);
+        // What was to be tried again is so in the next sync as well.
+        if self.phase != Phase::Retry {
+            to_send.union(&self.sending);
+        }
         for (extent, _) in self.rest.into_iter().flat_map(|taken| taken.data) {
             to_send.insert(extent);
         }
@@ -215,6 +251,31 @@ mod tests {
         assert!(sync.phase().is_behind_freeze());
         sync.last_drain();
         assert!(sync.phase().is_behind_freeze());
+    }
+
+    #[test]
+    fn a_retry_goes_block_by_block_and_ends_when_enough_have_failed() {
+        let mut sync = Sync::new();
+        sync.retry(blocks(100));
+        for first in 0..u64::from(RETRY_FAILURES_MAX) {
+            assert_eq!(sync.next_to_read(256), Some(Extent { first, count: 1 }));
+            assert_eq!(sync.retry_failed(), first + 1 == u64::from(RETRY_FAILURES_MAX));
+        }
+        assert_eq!((sync.next_to_read(256), sync.phase()), (None, Phase::RoundSent));
+        sync.retry(blocks(2));
+        let mut to_send = BlockSet::new();
+        sync.give_back(&mut to_send);
+        assert!(to_send.is_empty(), "they would be read while frozen");
+    }
+
+    #[test]
+    fn what_could_not_be_read_while_frozen_is_sent_in_a_round() {
+        let mut sync = Sync::new();
+        assert!(!sync.worth_a_round(1, 100));
+        sync.demand_round();
+        assert!(sync.worth_a_round(1, 100));
+        sync.send(blocks(1));
+        assert!(!sync.worth_a_round(1, 100));
     }
 
     #[test]

@@ -286,6 +286,7 @@ fn row_details(row: ShowRow) -> Details {
         ("stored_bytes", row.stored_bytes.into()),
         ("parent", row.parent.unwrap_or_default().into()),
         ("freeze_ms", row.freeze_ms.into()),
+        ("unreadable_blocks", row.unreadable_blocks.into()),
         ("note", row.note.into()),
     ])
 }

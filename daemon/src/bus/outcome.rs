@@ -41,6 +41,8 @@ pub(crate) fn restored(report: &RestoreReport) -> Details {
         ("output".to_owned(), value(report.output.display().to_string())),
         ("size_bytes".to_owned(), value(checkpoint.geometry.size_bytes())),
         ("written_bytes".to_owned(), value(report.written_bytes)),
+        ("unreadable_blocks".to_owned(), value(checkpoint.unreadable_blocks)),
+        ("unreadable_sectors".to_owned(), value(report.unreadable_sectors.as_str())),
     ])
 }
 

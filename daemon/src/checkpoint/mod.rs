@@ -79,6 +79,8 @@ pub struct Checkpoint {
     pub time_unix_ms: u64,
     /// How long file systems were frozen, in milliseconds; 0 where none was.
     pub freeze_ms: u32,
+    /// How many blocks of the disk could not be read: zeros stand for them. 2^32 - 1 if there are more.
+    pub unreadable_blocks: u32,
     /// The tracker's life in which it was taken.
     pub epoch: Epoch,
     /// What a person should know: a hook that failed, a file system that could not be frozen. May be empty.

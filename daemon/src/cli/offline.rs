@@ -65,11 +65,23 @@ fn table(out: &mut dyn Write, rows: &[ShowRow]) -> std::io::Result<()> {
             HumanBytes(row.delta_bytes).to_string(),
             HumanBytes(row.stored_bytes).to_string()
         )?;
+        if row.unreadable_blocks > 0 {
+            writeln!(out, "    zeros for {} blocks that could not be read", row.unreadable_blocks)?;
+        }
         if !row.note.is_empty() {
             writeln!(out, "    {}", row.note)?;
         }
     }
     Ok(())
+}
+
+/// What a person must know of a checkpoint that is right in all that could be read.
+fn warn_unreadable(blocks: u32, sectors: &str) {
+    if blocks > 0 {
+        eprintln!(
+            "warning: {blocks} blocks could not be read on the agent's disk and are zeros here: sectors {sectors}"
+        );
+    }
 }
 
 /// Runs something with a progress bar; SIGINT and SIGTERM cancel it, so that it can clean up.
@@ -116,6 +128,8 @@ struct VerifyRow {
     disk: String,
     checkpoint: String,
     damage: Vec<DamageRow>,
+    unreadable_blocks: u32,
+    unreadable_sectors: String,
 }
 
 /// Verifies a checkpoint.
@@ -134,6 +148,8 @@ pub(crate) fn verify(args: &super::Verify) -> anyhow::Result<()> {
             disk: report.disk.to_string(),
             checkpoint: report.checkpoint.to_string(),
             damage: report.damage.iter().map(row).collect(),
+            unreadable_blocks: report.unreadable_blocks,
+            unreadable_sectors: report.unreadable_sectors.clone(),
         };
         print(json, &row)?;
     }
@@ -143,6 +159,7 @@ pub(crate) fn verify(args: &super::Verify) -> anyhow::Result<()> {
     if !as_json {
         println!("checkpoint {} of {agent}'s {} is sound", report.checkpoint, report.disk);
     }
+    warn_unreadable(report.unreadable_blocks, &report.unreadable_sectors);
     Ok(())
 }
 
@@ -171,6 +188,7 @@ pub(crate) fn restore(args: super::Restore) -> anyhow::Result<()> {
             "warning: this checkpoint is fuzzy: blocks are from slightly different moments; check its file systems"
         );
     }
+    warn_unreadable(checkpoint.unreadable_blocks, &report.unreadable_sectors);
     if !checkpoint.note.is_empty() {
         eprintln!("note: {}", checkpoint.note);
     }

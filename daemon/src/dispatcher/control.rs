@@ -165,6 +165,8 @@ impl Control for DispatcherControl {
                 ("checkpoint".to_owned(), value(text)),
                 ("disk".to_owned(), value(name)),
                 ("damage".to_owned(), value(damage)),
+                ("unreadable_blocks".to_owned(), value(found.unreadable_blocks)),
+                ("unreadable_sectors".to_owned(), value(found.unreadable_sectors)),
             ]))
         };
         Ok(Planned { about, work: Box::new(work) })

@@ -16,7 +16,7 @@ use super::session::{DiskSession, Event, SessionError};
 use crate::checkpoint::{Checkpoint, Consistency};
 use crate::clock::unix_ms;
 use crate::ids::{AgentId, CheckpointId, DiskId};
-use crate::message_id::{CHECKPOINT_FAILED, CHECKPOINT_FUZZY, DAMAGE_FOUND, NO_SPACE};
+use crate::message_id::{CHECKPOINT_FAILED, CHECKPOINT_FUZZY, DAMAGE_FOUND, NO_SPACE, SECTORS_UNREADABLE};
 use crate::status::{CheckpointAdded, DiskState, Newest, SharedDisk};
 use crate::store::StoreError;
 use crate::store::catalogue::Action;
@@ -97,6 +97,7 @@ impl DiskHandle {
             orders: None,
             waiting: Vec::new(),
             ordered: Vec::new(),
+            unreadable_blocks: 0,
             shown,
             action: None,
             no_space: false,
@@ -140,6 +141,8 @@ struct Worker {
     /// Who waits for the next sync that is ordered, and for the one that was.
     waiting: Vec<SyncReply>,
     ordered: Vec<SyncReply>,
+    /// How many blocks could not be read, as it was said last.
+    unreadable_blocks: u32,
     shown: Arc<SharedDisk>,
     action: Option<Action>,
     /// It was said that there is no space.
@@ -334,6 +337,8 @@ impl Worker {
 
     fn committed(&mut self, checkpoint: &Checkpoint) {
         self.schedule.committed(self.began.elapsed());
+        let lacks = self.lacks(checkpoint);
+        self.shown.status().last_error = lacks;
         self.tight = false;
         let Checkpoint { id, consistency, note, .. } = checkpoint;
         let (agent, disk) = (&self.agent, &self.disk);
@@ -346,13 +351,26 @@ impl Worker {
         } else {
             info!(AGENT = %agent, DISK = %disk, CHECKPOINT = %id, "checkpoint {id} ({consistency}){note}");
         }
-        self.shown.status().last_error = None;
         self.show();
         for reply in self.ordered.drain(..) {
             let _ = reply.send(Ok(*id));
         }
         let added = CheckpointAdded { agent: agent.clone(), disk: disk.clone(), id: *id };
         let _ = self.house.checkpoints.send(added);
+    }
+
+    /// What a checkpoint lacks, said in the journal if that is news.
+    fn lacks(&mut self, checkpoint: &Checkpoint) -> Option<String> {
+        let Checkpoint { id, unreadable_blocks: blocks, note, .. } = checkpoint;
+        let was = std::mem::replace(&mut self.unreadable_blocks, *blocks);
+        let text = format!("checkpoint {id} has zeros for {blocks} blocks that could not be read: {note}");
+        if *blocks > 0 && *blocks != was {
+            warn!(
+                MESSAGE_ID = SECTORS_UNREADABLE, AGENT = %self.agent, DISK = %self.disk, CHECKPOINT = %id,
+                "{text}"
+            );
+        }
+        (*blocks > 0).then_some(text)
     }
 
     fn answer(&mut self, endpoint: Endpoint, message: &DiskDown) {

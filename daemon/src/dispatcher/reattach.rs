@@ -63,6 +63,7 @@ mod tests {
             consistency: Consistency::Filesystem,
             time_unix_ms: 0,
             freeze_ms: 0,
+            unreadable_blocks: 0,
             epoch: LIFE,
             note: String::new(),
         }

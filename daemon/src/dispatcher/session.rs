@@ -23,7 +23,7 @@ use crate::store::handle::Dir;
 use crate::tracker::{Claim, Gap};
 use crate::wire::Endpoint;
 use crate::wire::frame::{Area, Frame, FrameError, decode, decode_message};
-use crate::wire::message::{DIGESTS_MAX, DiskDown, DiskUp, Plan, clean_text};
+use crate::wire::message::{DIGESTS_MAX, DiskDown, DiskUp, Plan, UNREADABLE_MAX_EXTENTS, clean_text};
 
 /// The most bytes an agent may send ahead of acknowledgements.
 const WINDOW_BYTES: u32 = 48 << 20;
@@ -306,6 +306,7 @@ impl DiskSession {
         let store = self.store()?;
         let newest = store.newest().map(Newest::from);
         let next_seq = store.last_seq() + 1;
+        let unreadable = store.unreadable()?.extents(u64::MAX).take(UNREADABLE_MAX_EXTENTS).collect();
         self.comparing = self.comparing.filter(|_| gap.is_some());
         let scanning = plan != Plan::Continue;
         let acked = [next_seq - 1; 2];
@@ -327,6 +328,7 @@ impl DiskSession {
             newest,
             next_seq,
             window_bytes: WINDOW_BYTES,
+            unreadable,
         };
         let mut events = vec![Event::Answer(Endpoint::Live, attached)];
         if matches!(plan, Plan::Copy { .. }) {

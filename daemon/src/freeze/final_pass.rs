@@ -19,7 +19,7 @@ use crate::bitmap::{BlockSet, Extent};
 use crate::checkpoint::Consistency;
 use crate::geometry::Geometry;
 use crate::ids::{AgentId, CheckpointId};
-use crate::reader::{BlockReader, ReadError};
+use crate::reader::{BlockReader, Piece, ReadError, read_pieces};
 use crate::tracker::{Tracker, TrackerError};
 
 /// What a final pass needs to know.
@@ -92,8 +92,19 @@ pub struct Taken {
     pub note: String,
     /// The blocks, each extent at most 1 MiB, in ascending order.
     pub data: Vec<(Extent, Vec<u8>)>,
+    /// The blocks that could not be read.
+    pub unreadable: BlockSet,
     /// Blocks written since the first of `data` was read: they stay pending (`keep` of [`Tracker::commit`]).
     pub after: BlockSet,
+}
+
+impl Taken {
+    /// All blocks that were to be read, whether they could be or not.
+    pub fn blocks(&self) -> BlockSet {
+        let mut blocks: BlockSet = self.data.iter().map(|(extent, _)| *extent).collect();
+        blocks.union(&self.unreadable);
+        blocks
+    }
 }
 
 /// Takes a checkpoint's last blocks: `to_send` and what the tracker has seen change since.
@@ -130,9 +141,9 @@ pub fn final_pass(
     pass.hooks(Stage::PostThaw, id, None);
     frost.finish(&mut pass.notes);
     pass.log();
-    let after = match read? {
+    let (after, unreadable) = match read? {
         Read::TooMuch(rest) => return Ok(Outcome::TooMuch { rest, note: pass.notes.join("; ") }),
-        Read::All { after } => after,
+        Read::All { after, unreadable } => (after, unreadable),
     };
     let consistency = pass.consistency(&topology, &frost, &after);
     Ok(Outcome::Taken(Taken {
@@ -142,6 +153,7 @@ pub fn final_pass(
         consistency,
         note: pass.notes.join("; "),
         data: memory.into_pieces(),
+        unreadable,
         after,
     }))
 }
@@ -154,10 +166,15 @@ fn now_unix_ms() -> i64 {
 
 /// How the reading went.
 enum Read {
-    /// Nothing was read: it is more than the budget.
+    /// It is more than the budget, or than can be read in the time: nothing is kept.
     TooMuch(BlockSet),
-    /// Everything is in memory; these were written meanwhile.
-    All { after: BlockSet },
+    /// Everything is in memory.
+    All {
+        /// These were written meanwhile.
+        after: BlockSet,
+        /// These cannot be read.
+        unreadable: BlockSet,
+    },
 }
 
 /// What comes together in the course of a pass.
@@ -221,9 +238,24 @@ impl Pass<'_> {
         if rest.len().saturating_mul(geometry.block_bytes() as u64) > self.job.budget_bytes {
             return Ok(Read::TooMuch(rest));
         }
-        let mut fits = true;
+        let until = frost.until().unwrap_or_else(|| Instant::now() + self.job.freeze_timeout);
+        let (mut fits, mut unreadable) = (true, BlockSet::new());
         for extent in rest.extents(geometry.group_blocks()) {
-            fits = fits && memory.keep(extent, reader.read(extent)?);
+            let read =
+                read_pieces(reader, extent, &mut || Instant::now() < until, &mut |piece| match piece {
+                    Piece::Data(part, data) => fits = fits && memory.keep(part, data),
+                    Piece::Unreadable(part) => unreadable.insert(part),
+                });
+            match read {
+                Err(ReadError::GaveUp { .. }) => {
+                    self.notes.push("bad blocks took too long to find while frozen".to_owned());
+                    fits = false;
+                }
+                other => other?,
+            }
+            if !fits {
+                break;
+            }
         }
         if !fits {
             return Ok(Read::TooMuch(rest));
@@ -233,7 +265,7 @@ impl Pass<'_> {
         // The disk is as quiet as it will ever be: the tracker's audit is exact now. What it finds, the caller sees in
         // the number of gaps before it seals anything.
         tracker.claim()?;
-        Ok(Read::All { after })
+        Ok(Read::All { after, unreadable })
     }
 
     fn consistency(&mut self, topology: &Topology, frost: &Frost, after: &BlockSet) -> Consistency {

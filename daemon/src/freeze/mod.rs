@@ -18,6 +18,7 @@ pub mod hooks;
 mod memory;
 pub mod mountinfo;
 pub mod mounts;
+pub mod place;
 pub mod record;
 pub mod topology;
 mod verdict;

@@ -155,6 +155,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         freeze_ms: 12,
         epoch: Epoch([7; 16]),
         note: "a hook failed".into(),
+        unreadable_blocks: 3,
     };
     for message in [
         RestoreDown::Begin { checkpoint, verify_bytes: 5 << 20 },

@@ -17,8 +17,6 @@ use crate::geometry::{GROUP_BYTES, Geometry};
 const ALIGN_MIN_BYTES: usize = 4096;
 /// The largest logical sector believed: what the block layer itself allows today (64 KiB).
 const SECTOR_MAX_BYTES: usize = 64 << 10;
-/// At most so many bad blocks are looked at behind the first one: each can cost a dying disk many seconds.
-const BAD_BLOCKS_MAX: u64 = 8;
 
 nix::ioctl_read_bad!(
     /// BLKSSZGET of linux/fs.h: the logical sector in bytes.
@@ -94,34 +92,21 @@ impl DirectReader {
         Ok(self.start + skip)
     }
 
-    /// Finds out which blocks of an extent are bad, by reading them one by one.
-    fn name_bad_blocks(&mut self, extent: Extent, error: io::Error) -> ReadError {
-        let mut bad = Extent { first: extent.first, count: 0 };
-        let mut source = error;
-        for block in extent.first..extent.end() {
-            let (offset, len) = self.geometry.range(block, 1);
-            match self.fill(offset, len as usize) {
-                Ok(_) if bad.count > 0 => break,
-                Ok(_) => {}
-                Err(e) => {
-                    source = e;
-                    bad = Extent {
-                        first: if bad.count == 0 { block } else { bad.first },
-                        count: bad.count + 1,
-                    };
-                    if bad.count >= BAD_BLOCKS_MAX {
-                        break;
-                    }
-                }
-            }
+    fn failed(&self, extent: Extent, source: io::Error) -> ReadError {
+        let (device, Extent { first, count }) = (self.path.display().to_string(), extent);
+        if is_medium_error(&source) {
+            ReadError::Unreadable { device, first, count, source }
+        } else {
+            ReadError::Failed { device, first, count, source }
         }
-        if bad.count == 0 {
-            // It went well the second time: the disk is not to be trusted with any of them.
-            bad = extent;
-        }
-        let device = self.path.display().to_string();
-        ReadError::Unreadable { device, first: bad.first, count: bad.count, source }
     }
+}
+
+/// Whether the kernel says that these sectors are bad (blk_errors in block/blk-core.c of Linux), and not the device as a
+/// whole. Older kernels say EIO for an unplugged disk as well.
+fn is_medium_error(error: &io::Error) -> bool {
+    let medium = [libc::EIO, libc::ENODATA, libc::EILSEQ, libc::EBADMSG, libc::EREMOTEIO];
+    error.raw_os_error().is_some_and(|code| medium.contains(&code))
 }
 
 impl BlockReader for DirectReader {
@@ -129,7 +114,7 @@ impl BlockReader for DirectReader {
         let (offset, len) = checked_range(extent, self.geometry)?;
         match self.fill(offset, len) {
             Ok(at) => Ok(self.buffer.get(at..at + len).unwrap_or_default()),
-            Err(e) => Err(self.name_bad_blocks(extent, e)),
+            Err(e) => Err(self.failed(extent, e)),
         }
     }
 }
@@ -195,17 +180,22 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_became_smaller_is_refused_or_says_which_blocks_are_gone() {
+    fn a_device_that_became_smaller_is_refused_and_has_no_bad_blocks() {
         let (_dir, path, _) = sample(1 << 20);
         let larger = Geometry::new((1 << 20) + 512, 12).unwrap();
         assert!(matches!(DirectReader::open(&path, larger), Err(ReadError::Smaller { .. })));
         let mut reader = DirectReader::open(&path, Geometry::new(1 << 20, 12).unwrap()).unwrap();
         OpenOptions::new().write(true).open(&path).unwrap().set_len(10 * 4096 + 100).unwrap();
         assert!(reader.read(Extent { first: 0, count: 10 }).is_ok());
-        let Err(ReadError::Unreadable { first, count, .. }) = reader.read(Extent { first: 5, count: 100 })
-        else {
-            panic!("blocks that are not there were read");
-        };
-        assert_eq!((first, count), (10, BAD_BLOCKS_MAX));
+        let seen = reader.read(Extent { first: 5, count: 100 });
+        assert!(matches!(seen, Err(ReadError::Failed { first: 5, count: 100, .. })), "{seen:?}");
+    }
+
+    #[test]
+    fn a_bad_sector_is_told_from_a_device_that_is_gone() {
+        let is = |code| is_medium_error(&io::Error::from_raw_os_error(code));
+        assert!(is(libc::EIO) && is(libc::ENODATA) && is(libc::EILSEQ) && is(libc::EBADMSG));
+        assert!(!is(libc::ENODEV) && !is(libc::ENXIO) && !is(libc::EACCES) && !is(libc::ENOMEM));
+        assert!(!is_medium_error(&ErrorKind::UnexpectedEof.into()));
     }
 }

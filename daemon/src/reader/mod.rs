@@ -7,9 +7,13 @@
 pub mod ahead;
 mod direct;
 mod pack;
+mod patient;
 
 pub use direct::DirectReader;
 pub use pack::{hash_extent, pack, pack_differing};
+#[cfg(test)]
+pub(crate) use patient::tests as patient_tests;
+pub use patient::{Piece, read_pieces};
 
 use crate::bitmap::Extent;
 use crate::geometry::{GROUP_BYTES, Geometry};
@@ -49,19 +53,39 @@ pub enum ReadError {
         /// The disk's blocks.
         blocks: u64,
     },
-    /// The disk cannot read these blocks. What is before them can be read; what is behind them was not tried.
+    /// The medium is bad at one or more of these blocks; others can be read.
     #[error(
         "blocks {first}+{count} of {device} cannot be read: {source}; look at the kernel's log and at the disk's health"
     )]
     Unreadable {
         /// The device's path.
         device: String,
-        /// The first bad block.
+        /// The first block that was to be read.
         first: u64,
-        /// How many bad ones follow each other.
+        /// How many were.
         count: u64,
         /// What the kernel said.
         source: std::io::Error,
+    },
+    /// The device failed as a whole: it is gone, or has shrunk.
+    #[error("{device} failed when blocks {first}+{count} were read: {source}; is it still there?")]
+    Failed {
+        /// The device's path.
+        device: String,
+        /// The first block that was to be read.
+        first: u64,
+        /// How many were.
+        count: u64,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// Finding the bad blocks took too long, or was not wanted any more.
+    #[error("blocks {first}+{count} were not read: looking for bad blocks before them took too long")]
+    GaveUp {
+        /// The first block that was not read.
+        first: u64,
+        /// How many were not.
+        count: u64,
     },
 }
 
@@ -70,7 +94,8 @@ pub trait BlockReader: Send {
     /// The bytes of at most 1 MiB of blocks; the last block of a disk is cut at the disk's end.
     ///
     /// # Errors
-    /// When the extent does not lie on the disk or is too long, or the disk cannot read a block.
+    /// Extent when it does not lie on the disk or is too long; Unreadable when the medium is bad at a block of it (which
+    /// one is not said: see [`read_pieces`]); Failed.
     fn read(&mut self, extent: Extent) -> Result<&[u8], ReadError>;
 }
 

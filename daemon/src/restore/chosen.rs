@@ -11,6 +11,7 @@ use crate::store::handle::Dir;
 use crate::store::layout::Paths;
 use crate::store::view::View;
 use crate::store::{Damage, StoreError};
+use crate::unreadable::{RANGES_MAX, sectors};
 
 /// A checkpoint there are files of, in the chain of its disk.
 pub(crate) struct Chosen {
@@ -138,6 +139,16 @@ impl Chosen {
     pub(crate) fn view(&self) -> Result<View, StoreError> {
         view(&self.dir, &self.owner, &self.chain, self.members().len())
     }
+
+    /// The sectors of the checkpoint that could not be read, as [`sectors`] names them.
+    ///
+    /// # Errors
+    /// Damaged; Io.
+    pub(crate) fn unreadable_sectors(&self) -> Result<String, StoreError> {
+        let marked = self.checkpoint().filter(|checkpoint| checkpoint.unreadable_blocks > 0);
+        let Some(Checkpoint { geometry, .. }) = marked else { return Ok(String::new()) };
+        Ok(sectors(&self.view()?.unreadable()?, *geometry, RANGES_MAX))
+    }
 }
 
 /// What a verify found.
@@ -149,6 +160,10 @@ pub struct VerifyReport {
     pub checkpoint: CheckpointId,
     /// All damage; none if it is sound.
     pub damage: Vec<Damage>,
+    /// How many blocks could not be read on the agent's disk: zeros stand for them. Not told of a damaged checkpoint.
+    pub unreadable_blocks: u32,
+    /// Their sectors, as [`sectors`] names them.
+    pub unreadable_sectors: String,
 }
 
 /// Reads everything a checkpoint rests on and checks it; of the newest, the journal behind it as well. The checkpoint is named as for a restore.
@@ -165,5 +180,15 @@ pub fn verify_checkpoint(
     let chosen = Chosen::find(data_dir, agent, disk, checkpoint)?;
     let mut meter = Meter::new(progress, chosen.verify_bytes()?);
     let damage = chosen.all_damage(&mut |bytes| meter.tick(bytes))?;
-    Ok(VerifyReport { disk: chosen.owner.disk.clone(), checkpoint: chosen.id, damage })
+    let (unreadable_blocks, unreadable_sectors) = match chosen.checkpoint() {
+        Some(checkpoint) if damage.is_empty() => (checkpoint.unreadable_blocks, chosen.unreadable_sectors()?),
+        _ => (0, String::new()),
+    };
+    Ok(VerifyReport {
+        disk: chosen.owner.disk.clone(),
+        checkpoint: chosen.id,
+        damage,
+        unreadable_blocks,
+        unreadable_sectors,
+    })
 }

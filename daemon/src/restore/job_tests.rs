@@ -157,7 +157,13 @@ fn verify(dir: &Path, checkpoint: &str) -> Result<VerifyReport, RestoreError> {
 fn a_verify_finds_what_a_restore_finds() {
     let mut tree = tree();
     let dir = lay(&tree);
-    let sound = |n: usize| VerifyReport { disk: owner().disk, checkpoint: id(n), damage: Vec::new() };
+    let sound = |n: usize| VerifyReport {
+        disk: owner().disk,
+        checkpoint: id(n),
+        damage: Vec::new(),
+        unreadable_blocks: 0,
+        unreadable_sectors: String::new(),
+    };
     assert_eq!(verify(dir.path(), "latest").unwrap(), sound(3));
     assert_eq!(verify(dir.path(), &id(1).to_string()).unwrap(), sound(1));
     assert_eq!(verify(dir.path(), "203011212034").unwrap_err().kind(), ProblemKind::NoSuchCheckpoint);

@@ -32,6 +32,9 @@ pub struct RestoreReport {
     pub checkpoint: Checkpoint,
     /// Where it is now.
     pub output: PathBuf,
+    /// The sectors that could not be read on the agent's disk and are zeros here, as
+    /// [`crate::unreadable::sectors`] names them.
+    pub unreadable_sectors: String,
     /// Bytes that were written; the rest is holes or shared with the base image.
     pub written_bytes: u64,
 }
@@ -57,12 +60,13 @@ pub fn restore(options: RestoreOptions, progress: Progress<'_>) -> Result<Restor
     let mut tick = |bytes| meter.tick(bytes);
     chosen.verified(&mut tick)?;
     let mut view = chosen.view()?;
+    let unreadable_sectors = chosen.unreadable_sectors()?;
     let cloned = chosen.base().is_some_and(|base| target.clone_from(&data_dir.join(chosen.owner.img(base))));
     let written = write(&mut view, &mut target, cloned, &mut tick)
         .and_then(|written_bytes| read_back(&mut view, &target, &mut tick).map(|()| written_bytes));
     let written_bytes = written.map_err(|e| target.explain(e))?;
     let output = target.finish()?;
-    Ok(RestoreReport { checkpoint, output, written_bytes })
+    Ok(RestoreReport { checkpoint, output, unreadable_sectors, written_bytes })
 }
 
 fn write(view: &mut View, target: &mut Target, cloned: bool, tick: Tick<'_>) -> Result<u64, RestoreError> {
@@ -83,6 +87,11 @@ fn write(view: &mut View, target: &mut Target, cloned: bool, tick: Tick<'_>) -> 
 fn read_back(view: &mut View, target: &Target, tick: Tick<'_>) -> Result<(), RestoreError> {
     target.read_back(view.geometry(), tick, |group, first, found| {
         let hashes = view.hashes(group)?;
-        Ok(found.iter().zip(&hashes).zip(first..).find(|((a, b), _)| a != b).map(|(_, block)| block))
+        Ok(found
+            .iter()
+            .zip(&hashes)
+            .zip(first..)
+            .find(|((a, b), _)| **a != b.content())
+            .map(|(_, block)| block))
     })
 }

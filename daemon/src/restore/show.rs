@@ -38,6 +38,8 @@ pub struct ShowRow {
     pub parent: Option<String>,
     /// How long file systems were frozen, in milliseconds.
     pub freeze_ms: u32,
+    /// How many blocks of the disk could not be read: zeros stand for them.
+    pub unreadable_blocks: u32,
     /// What a person should know; the damage, if there is.
     pub note: String,
 }
@@ -111,6 +113,7 @@ fn row(dir: &Dir, data_dir: &Path, owner: &Paths, member: &Member) -> Result<Sho
         stored_bytes: own_bytes(data_dir, owner, c.id),
         parent: c.parent.map(|id| id.to_string()),
         freeze_ms: c.freeze_ms,
+        unreadable_blocks: c.unreadable_blocks,
         note: c.note.clone(),
     })
 }
@@ -128,6 +131,7 @@ fn damaged_row(data_dir: &Path, owner: &Paths, id: CheckpointId, note: String) -
         stored_bytes: own_bytes(data_dir, owner, id),
         parent: None,
         freeze_ms: 0,
+        unreadable_blocks: 0,
         note,
     }
 }

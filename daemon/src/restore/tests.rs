@@ -12,6 +12,8 @@ use crate::store::disk_store::DiskStore;
 use crate::store::handle::Dir;
 use crate::store::life_tests::{Acks, geometry, id, live, owner, version};
 use crate::store::simfiles::SimFiles;
+use crate::store::unreadable_tests as unreadable;
+use crate::unreadable::sectors;
 
 pub(super) type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
@@ -66,6 +68,29 @@ fn damage(result: Result<RestoreReport, RestoreError>) -> Vec<Damage> {
     match result {
         Err(RestoreError::Damaged(damage)) => damage,
         other => panic!("damage was not found: {other:?}"),
+    }
+}
+
+#[test]
+fn blocks_that_could_not_be_read_come_back_as_zeros_and_are_named() {
+    let dir = lay(&unreadable::files().dump());
+    for (n, bad) in unreadable::BAD.into_iter().enumerate() {
+        let (text, named) =
+            (unreadable::id(n).to_string(), sectors(&unreadable::set(bad), unreadable::geometry(), 9));
+        let report = restore(options(dir.path(), &text), GO_ON).unwrap();
+        assert_eq!(
+            (report.checkpoint.unreadable_blocks as usize, &report.unreadable_sectors),
+            (bad.len(), &named)
+        );
+        assert!(fs::read(dir.path().join("out.img")).unwrap() == unreadable::version(n), "checkpoint {n}");
+        fs::remove_file(dir.path().join("out.img")).unwrap();
+        let found = verify_checkpoint(&dir.path().join("data"), &owner().agent, None, &text, GO_ON).unwrap();
+        assert_eq!(
+            (found.damage, found.unreadable_blocks as usize, found.unreadable_sectors),
+            (vec![], bad.len(), named)
+        );
+        let rows = show(&dir.path().join("data"), &owner().agent, None, None, None).unwrap();
+        assert_eq!(rows[n].unreadable_blocks as usize, bad.len());
     }
 }
 

@@ -6,7 +6,7 @@
 use super::RestoreError;
 use crate::bitmap::{BlockSet, Extent};
 use crate::checkpoint::chain::{Chain, Member};
-use crate::hash::{BlockHash, hash_block};
+use crate::hash::BlockHash;
 use crate::store::handle::{Dir, Handle};
 use crate::store::layout::Paths;
 use crate::store::view::{Layers, View};
@@ -235,9 +235,9 @@ fn bad_blocks(
     let mut blocks = data.chunks(geometry.block_bytes());
     for (hash, n) in hashes.iter().zip(first..) {
         let whole = geometry.range(n, 1).1;
-        let sound = blocks.next().is_some_and(|block| {
-            block.len() as u64 == whole && hash_block(block, geometry.block_bytes()) == *hash
-        });
+        let sound = blocks
+            .next()
+            .is_some_and(|block| block.len() as u64 == whole && hash.is_sound(block, geometry.block_bytes()));
         if !sound {
             bad.insert(Extent { first: n, count: 1 });
         }

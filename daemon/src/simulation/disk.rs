@@ -1,7 +1,8 @@
 //! The disk of a simulated machine: what every block holds, by one number a block.
 
-use crate::bitmap::Extent;
+use crate::bitmap::{BlockSet, Extent};
 use crate::geometry::Geometry;
+use crate::reader::{BlockReader, ReadError};
 
 /// What a disk holds at one moment: a photograph is a copy of it.
 #[derive(Clone, PartialEq, Eq)]
@@ -41,5 +42,24 @@ impl ModelDisk {
             bytes.resize(end, *fill);
         }
         bytes
+    }
+}
+
+/// Reads a disk, but for its bad blocks.
+pub(super) struct ModelReader<'a> {
+    pub(super) disk: &'a ModelDisk,
+    pub(super) bad: &'a BlockSet,
+    pub(super) buffer: Vec<u8>,
+}
+
+impl BlockReader for ModelReader<'_> {
+    fn read(&mut self, extent: Extent) -> Result<&[u8], ReadError> {
+        let Extent { first, count } = extent;
+        if (first..extent.end()).any(|block| self.bad.contains(block)) {
+            let source = std::io::Error::from_raw_os_error(libc::EIO);
+            return Err(ReadError::Unreadable { device: "/dev/sdx".into(), first, count, source });
+        }
+        self.buffer = self.disk.bytes(extent);
+        Ok(&self.buffer)
     }
 }

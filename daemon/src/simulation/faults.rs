@@ -3,6 +3,7 @@
 use super::dispatcher::Dispatcher;
 use super::world::{Event, World};
 use crate::agent::action::Input;
+use crate::bitmap::BlockSet;
 use crate::store::simfiles::Loss;
 
 /// Something that breaks, or is mended.
@@ -36,13 +37,16 @@ pub(super) enum Fault {
     ClockJumps,
     /// A write that the tracker missed, and knows that it missed something.
     Unseen,
+    /// Sectors of the disk go bad; they can be read again.
+    Spoil,
+    Mend,
     /// A person pauses or resumes.
     Pause,
     /// Programs write much, or little.
     Load,
 }
 
-const ANY: [Fault; 13] = [
+const ANY: [Fault; 14] = [
     Fault::Cut,
     Fault::Cut,
     Fault::Partition,
@@ -54,6 +58,7 @@ const ANY: [Fault; 13] = [
     Fault::StoreFull,
     Fault::ClockJumps,
     Fault::Unseen,
+    Fault::Spoil,
     Fault::Pause,
     Fault::Load,
 ];
@@ -107,6 +112,13 @@ impl World {
                 let blocks = self.machine.write_unseen(&mut self.random);
                 self.oracle.allowed_blocks += blocks;
             }
+            Fault::Spoil => {
+                // A compare tells of them; and of what can be read again.
+                self.oracle.allowed_blocks += 2 * self.machine.spoil(&mut self.random);
+                let wait = self.random.between(10, 20_000);
+                self.after(wait, Event::Fault(Fault::Mend));
+            }
+            Fault::Mend => self.machine.bad = BlockSet::new(),
             Fault::Pause => self.pause(!self.machine.is_paused),
             Fault::Load => self.write_every_ms = 5 << self.random.below(8),
         }
@@ -167,6 +179,7 @@ impl World {
         self.is_faulty = false;
         self.files.set_full(false);
         self.files.never_fail();
+        self.machine.bad = BlockSet::new();
         if self.machine.is_paused {
             self.pause(false);
         }

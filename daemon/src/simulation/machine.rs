@@ -2,17 +2,17 @@
 
 use std::collections::VecDeque;
 
-use super::disk::ModelDisk;
+use super::disk::{ModelDisk, ModelReader};
 use super::random::Random;
 use crate::agent::action::{Input, Purpose, ReadResult};
+use crate::agent::read::read;
 use crate::agent::session::DiskSession;
 use crate::bitmap::{BlockSet, Extent};
 use crate::checkpoint::Consistency;
 use crate::freeze::final_pass::{Outcome, Taken};
 use crate::geometry::Geometry;
-use crate::hash::group_digest;
 use crate::ids::CheckpointId;
-use crate::reader::{hash_extent, pack, pack_differing};
+use crate::reader::{Piece, read_pieces};
 use crate::tracker::sim::SimTracker;
 use crate::tracker::{Gap, Tracker};
 use crate::wire::Endpoint;
@@ -32,6 +32,10 @@ pub(super) struct Write {
 
 pub(super) struct Machine {
     pub(super) disk: ModelDisk,
+    /// Blocks that cannot be read.
+    pub(super) bad: BlockSet,
+    /// Those that could not be at any time.
+    ever_bad: BlockSet,
     pub(super) tracker: SimTracker,
     pub(super) session: DiskSession,
     /// The agent's process: what was meant for an earlier one is not for this one.
@@ -57,6 +61,8 @@ pub(super) struct Photo {
     pub(super) consistency: Consistency,
     /// Not completed at that moment: a crash may show them or not.
     pub(super) unsure: BlockSet,
+    /// Could not be read, then or at an earlier time.
+    pub(super) ever_bad: BlockSet,
 }
 
 impl Machine {
@@ -64,10 +70,17 @@ impl Machine {
         let tracker = SimTracker::default();
         tracker.raise(Gap::NewTracker);
         let disk = ModelDisk::new(geometry);
-        let photo = Photo { disk: disk.clone(), consistency: Consistency::Fuzzy, unsure: BlockSet::new() };
+        let photo = Photo {
+            disk: disk.clone(),
+            consistency: Consistency::Fuzzy,
+            unsure: BlockSet::new(),
+            ever_bad: BlockSet::new(),
+        };
         Self {
             session: new_session(geometry),
             disk,
+            bad: BlockSet::new(),
+            ever_bad: BlockSet::new(),
             tracker,
             life: 0,
             is_on: true,
@@ -108,6 +121,10 @@ impl Machine {
         let Some(write) = self.in_flight.iter_mut().find(|write| write.number == number) else { return };
         if !std::mem::replace(&mut write.landed, true) {
             let (extent, fill) = (write.extent, write.fill);
+            if write.number.is_multiple_of(2) {
+                // The disk puts others in the place of bad sectors that are written.
+                self.bad.remove(extent);
+            }
             self.cache.push_back((extent, self.disk.fills(extent).to_vec()));
             self.cache.drain(..self.cache.len().saturating_sub(CACHE_MAX));
             self.disk.write(extent, fill);
@@ -128,6 +145,14 @@ impl Machine {
         let extent = self.random_extent(random);
         self.disk.write(extent, random.below(4) as u8);
         self.tracker.raise(Gap::Audit);
+        extent.count
+    }
+
+    /// Some blocks cannot be read any more. Gives how many.
+    pub(super) fn spoil(&mut self, random: &mut Random) -> u64 {
+        let extent = self.random_extent(random);
+        self.bad.insert(extent);
+        self.ever_bad.insert(extent);
         extent.count
     }
 
@@ -169,16 +194,15 @@ impl Machine {
     pub(super) fn take_unfrozen_photo(&mut self) {
         let unsure = self.in_flight.iter().map(|write| write.extent).collect();
         let disk = self.disk.clone();
-        self.photo = Photo { disk, consistency: Consistency::Crash, unsure };
+        self.photo = Photo { disk, consistency: Consistency::Crash, unsure, ever_bad: self.ever_bad.clone() };
     }
 
     pub(super) fn read(&self, extent: Extent, purpose: &Purpose) -> ReadResult {
-        let (data, geometry) = (self.disk.bytes(extent), self.geometry());
-        match purpose {
-            Purpose::Base | Purpose::Changed => ReadResult::Runs(pack(extent, &data, geometry)),
-            Purpose::Digest => ReadResult::Digest(group_digest(&hash_extent(&data, geometry))),
-            Purpose::Differing(known) => ReadResult::Runs(pack_differing(extent, &data, geometry, known)),
-        }
+        read(&mut self.reader(), extent, purpose, self.geometry(), &mut || true).unwrap()
+    }
+
+    fn reader(&self) -> ModelReader<'_> {
+        ModelReader { disk: &self.disk, bad: &self.bad, buffer: Vec::new() }
     }
 
     /// A freeze waits for what is in flight. Gives the blocks that so completed, and what came of the pass.
@@ -202,9 +226,13 @@ impl Machine {
         }
         // Something writes around the freeze, between two reads.
         let disturbed = random.once_in(8).then(|| random.below(rest.len() + 1));
-        self.photo =
-            Photo { disk: self.disk.clone(), consistency: Consistency::Filesystem, unsure: BlockSet::new() };
-        let mut data = Vec::new();
+        self.photo = Photo {
+            disk: self.disk.clone(),
+            consistency: Consistency::Filesystem,
+            unsure: BlockSet::new(),
+            ever_bad: self.ever_bad.clone(),
+        };
+        let (mut data, mut unreadable) = (Vec::new(), BlockSet::new());
         let mut read_blocks = 0;
         for extent in rest.extents(self.geometry().group_blocks()) {
             if disturbed.is_some_and(|at| (read_blocks..read_blocks + extent.count).contains(&at)) {
@@ -212,13 +240,17 @@ impl Machine {
                 written += self.complete(number);
             }
             read_blocks += extent.count;
-            data.push((extent, self.disk.bytes(extent)));
+            read_pieces(&mut self.reader(), extent, &mut || true, &mut |piece| match piece {
+                Piece::Data(part, bytes) => data.push((part, bytes.to_vec())),
+                Piece::Unreadable(part) => unreadable.insert(part),
+            })
+            .unwrap();
         }
         let after = self.tracker.drain().unwrap();
         let consistency = if after.is_empty() { Consistency::Filesystem } else { Consistency::Fuzzy };
         let id = CheckpointId::next(wall_ms / 1000, last);
         let (time_unix_ms, note) = (wall_ms as u64, String::new());
-        let taken = Taken { id, time_unix_ms, freeze_ms: 1, consistency, note, data, after };
+        let taken = Taken { id, time_unix_ms, freeze_ms: 1, consistency, note, data, unreadable, after };
         (written, Ok(Outcome::Taken(taken)))
     }
 }

@@ -6,6 +6,7 @@ use super::dispatcher::paths;
 use super::machine::Photo;
 use crate::bitmap::Extent;
 use crate::checkpoint::{Checkpoint, Consistency, chain};
+use crate::hash::BlockHash;
 use crate::ids::CheckpointId;
 use crate::restore::verify::view;
 use crate::store::handle::Dir;
@@ -67,15 +68,29 @@ impl Oracle {
         let chain = chain::load(&dir, &paths()).unwrap();
         let at = chain.members.iter().position(|member| member.checkpoint.id == id);
         let mut view = view(&dir, &paths(), &chain, at.expect("it is in the chain") + 1).unwrap();
+        let mut unreadable_blocks = 0;
         for group in 0..geometry.groups() {
             let (first, count) = geometry.group_extent(group);
             // Read in any case: every block has its hash.
             let found = view.read_group(group).unwrap();
+            let hashes = view.hashes(group).unwrap();
+            let unreadable = (first..).zip(hashes).filter(|(_, hash)| *hash == BlockHash::UNREADABLE);
+            let unreadable: Vec<u64> = unreadable.map(|(block, _)| block).collect();
+            unreadable_blocks += unreadable.len();
+            assert!(
+                unreadable.iter().all(|block| photo.ever_bad.contains(*block)),
+                "checkpoint {id} lacks blocks that could always be read"
+            );
             if checkpoint.consistency == Consistency::Fuzzy {
                 continue;
             }
             let found = found.map(|group| group.data);
-            let expected = photo.disk.bytes(Extent { first, count });
+            let mut expected = photo.disk.bytes(Extent { first, count });
+            for (block, n) in expected.chunks_mut(geometry.block_bytes()).zip(first..) {
+                if unreadable.contains(&n) {
+                    block.fill(0);
+                }
+            }
             let same =
                 found.as_ref().map_or(expected.iter().all(|byte| *byte == 0), |data| *data == expected);
             assert!(
@@ -83,6 +98,8 @@ impl Oracle {
                 "checkpoint {id} differs in group {group}"
             );
         }
+        let told = checkpoint.unreadable_blocks as usize;
+        assert_eq!(told, unreadable_blocks, "checkpoint {id} does not say what it lacks");
     }
 
     fn differs_where_unsure(
@@ -105,6 +122,7 @@ impl Oracle {
         let newest = self.acknowledged.last();
         newest.is_some_and(|newest| {
             newest.consistency != Consistency::Fuzzy
+                && newest.unreadable_blocks == 0
                 && self.photos.get(&newest.id).is_some_and(|photo| photo.disk == *disk)
         })
     }

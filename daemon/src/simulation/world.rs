@@ -230,6 +230,10 @@ impl World {
                 self.machine.session.handle(Input::Doubts(self.machine.tracker.gap_count()));
             }
             Action::SyncFileSystems => {}
+            Action::Locate(blocks) => {
+                let text = format!("{} bad", blocks.len());
+                self.machine.session.handle(Input::Located(blocks, text));
+            }
             Action::Read(extent, purpose) => {
                 // What was asked for when the pause came may still be read.
                 let may = !self.machine.is_paused || matches!(purpose, Purpose::Differing(_));

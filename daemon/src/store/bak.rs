@@ -5,15 +5,17 @@
 //! and what an earlier life left behind the end cannot come back. What must never happen here: a byte written
 //! twice, or a record taken for valid after one that is not.
 
+use std::collections::BTreeSet;
+
 use super::StoreError;
 use super::block_map::{BlockMap, Piece};
 use super::codec::{Fields, short_hash};
 use super::handle::{Dir, Handle};
 use super::layout::{HEADER_BYTES, Header, Kind, Paths, SealHash};
-use crate::bitmap::Extent;
+use crate::bitmap::{BlockSet, Extent};
 use crate::geometry::Geometry;
-use crate::hash::{BlockHash, HASH_BYTES};
-use crate::run::{RUN_HEADER_BYTES, RUN_MAX_BYTES, Run};
+use crate::hash::{BlockHash, HASH_BYTES, insert_unreadable};
+use crate::run::{Encoding, RUN_HEADER_BYTES, RUN_MAX_BYTES, Run};
 
 /// Bytes of a record before the run: magic, length of the run, sequence number.
 pub const RECORD_HEADER_BYTES: usize = 16;
@@ -32,6 +34,8 @@ pub struct DeltaLog {
     chain: [u8; RECORD_HASH_BYTES],
     hasher: blake3::Hasher,
     map: BlockMap,
+    /// Records that hold blocks that could not be read: seldom any.
+    unreadable: BTreeSet<u64>,
     seq: u64,
     durable_seq: u64,
     durable_end: u64,
@@ -47,6 +51,7 @@ pub struct Scan {
     pub sealed: Option<(Header, SealHash)>,
     /// Where the newest data of each block lies (layer 0).
     pub map: BlockMap,
+    unreadable: BTreeSet<u64>,
     end: u64,
     chain: [u8; RECORD_HASH_BYTES],
     hasher: blake3::Hasher,
@@ -114,8 +119,8 @@ pub fn read_hashes(file: &Handle, offset: u64, skip: u64, count: u64) -> Result<
     if skip.saturating_add(count) > blocks || wanted > RUN_MAX_BYTES {
         return Err(bad());
     }
-    if encoding == 0 {
-        return Ok(vec![BlockHash::ZERO; wanted]);
+    if let Some(hash) = Encoding::only_hash_of(encoding) {
+        return Ok(vec![hash; wanted]);
     }
     let start = offset + (RECORD_HEADER_BYTES + RUN_HEADER_BYTES) as u64 + skip * HASH_BYTES as u64;
     let bytes = file.read_vec(wanted * HASH_BYTES, start)?;
@@ -204,9 +209,10 @@ pub fn scan<E: From<StoreError>>(
     let mut hasher = blake3::Hasher::new();
     hasher.update(&bytes);
     let chain = seal.last_chunk().copied().unwrap_or_default();
-    let mut scan = Scan { header, sealed: None, map: BlockMap::default(), end: START, chain, hasher, seq: 0 };
+    let (map, unreadable) = (BlockMap::default(), BTreeSet::new());
+    let mut scan = Scan { header, sealed: None, map, unreadable, end: START, chain, hasher, seq: 0 };
     while let Some((seq, run, bytes)) = read_record(file, scan.header.geometry, scan.end, len)? {
-        scan.add(seq, run.extent(), &bytes);
+        scan.add(seq, &run, &bytes);
         tick(bytes.len() as u64)?;
     }
     scan.sealed = scan.closing(file)?;
@@ -214,8 +220,9 @@ pub fn scan<E: From<StoreError>>(
 }
 
 impl Scan {
-    fn add(&mut self, seq: u64, extent: Extent, bytes: &[u8]) {
-        self.map.insert(Piece { extent, skip: 0, layer: 0, seq, record: self.end });
+    fn add(&mut self, seq: u64, run: &Run, bytes: &[u8]) {
+        self.map.insert(Piece { extent: run.extent(), skip: 0, layer: 0, seq, record: self.end });
+        self.unreadable.extend(run.has_unreadable().then_some(self.end));
         self.hasher.update(bytes);
         self.chain = bytes.last_chunk().copied().unwrap_or_default();
         self.end += bytes.len() as u64;
@@ -263,6 +270,7 @@ impl DeltaLog {
             chain: bytes.last_chunk().copied().unwrap_or_default(),
             hasher,
             map: BlockMap::default(),
+            unreadable: BTreeSet::new(),
             seq: 0,
             durable_seq: 0,
             durable_end: START,
@@ -280,7 +288,7 @@ impl DeltaLog {
             file.set_len(scan.end)?;
             file.sync()?;
         }
-        let Scan { header, map, end, chain, hasher, seq, .. } = scan;
+        let Scan { header, map, unreadable, end, chain, hasher, seq, .. } = scan;
         Ok(Self {
             file,
             header,
@@ -288,6 +296,7 @@ impl DeltaLog {
             chain,
             hasher,
             map,
+            unreadable,
             seq,
             durable_seq: seq,
             durable_end: end,
@@ -311,6 +320,22 @@ impl DeltaLog {
         &self.map
     }
 
+    /// The blocks whose newest data here is that they could not be read.
+    ///
+    /// # Errors
+    /// Damaged; Io.
+    pub fn unreadable(&self) -> Result<BlockSet, StoreError> {
+        let mut found = BlockSet::new();
+        if self.unreadable.is_empty() {
+            return Ok(found);
+        }
+        for piece in self.map.pieces().filter(|piece| self.unreadable.contains(&piece.record)) {
+            let hashes = read_hashes(&self.file, piece.record, piece.skip, piece.extent.count)?;
+            insert_unreadable(piece.extent.first, &hashes, &mut found);
+        }
+        Ok(found)
+    }
+
     /// The highest sequence number that is durable.
     pub fn durable_seq(&self) -> u64 {
         self.durable_seq
@@ -331,6 +356,7 @@ impl DeltaLog {
         self.file.write(&bytes, self.end)?;
         self.hasher.update(&bytes);
         self.map.insert(Piece { extent: run.extent(), skip: 0, layer: 0, seq, record: self.end });
+        self.unreadable.extend(run.has_unreadable().then_some(self.end));
         self.chain = hash;
         self.end += bytes.len() as u64;
         self.seq = self.seq.max(seq);

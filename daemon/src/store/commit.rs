@@ -45,6 +45,7 @@ impl DiskStore {
     pub fn commit(&mut self, seal: Seal) -> Result<Checkpoint, StoreError> {
         self.guarded(|s| {
             s.check_commit(&seal)?;
+            let unreadable = s.unreadable()?;
             if let Some(copy) = &mut s.copy {
                 copy.sync(&s.dir)?;
             }
@@ -59,6 +60,7 @@ impl DiskStore {
                 journal,
                 time_unix_ms: seal.time_unix_ms,
                 freeze_ms: seal.freeze_ms,
+                unreadable_blocks: u32::try_from(unreadable.len()).unwrap_or(u32::MAX),
                 epoch: seal.epoch,
                 note: layout::cut_note(&seal.note),
                 ..s.open_header(Kind::DeltaEnd)?
@@ -67,7 +69,9 @@ impl DiskStore {
             let (closing, hash) = s.open_delta()?.seal(&dir, header)?;
             let Some(delta) = s.delta.take() else { return Err(StoreError::Poisoned) };
             s.journal = None;
-            s.finish(seal.id, closing, hash, delta.file(), delta.map())
+            let checkpoint = s.finish(seal.id, closing, hash, delta.file(), delta.map())?;
+            s.unreadable = unreadable;
+            Ok(checkpoint)
         })
     }
 

@@ -11,7 +11,7 @@ use super::layout::{HEADER_BYTES, Header, Kind, Paths};
 use super::sum;
 use crate::bitmap::{BlockSet, Extent};
 use crate::geometry::Geometry;
-use crate::hash::BlockHash;
+use crate::hash::{BlockHash, insert_unreadable};
 use crate::run::Run;
 
 /// Groups of which some blocks have arrived and others have not; an agent sends one after the other.
@@ -24,6 +24,8 @@ pub(super) struct Copy {
     sum: Handle,
     /// Groups whose record is in the file.
     present: BlockSet,
+    /// Blocks of groups that are there which could not be read.
+    unreadable: BlockSet,
     /// Groups that have not arrived whole: the hashes so far.
     arriving: BTreeMap<u64, Vec<Option<BlockHash>>>,
     /// Groups whose record waits until the image is durable.
@@ -51,6 +53,7 @@ impl Copy {
             img,
             sum,
             present,
+            unreadable: BlockSet::new(),
             arriving,
             waiting,
             img_dirty: dirty,
@@ -82,7 +85,7 @@ impl Copy {
         if !sized || !header.is_of(owner) {
             return Ok(None);
         }
-        let mut present = BlockSet::new();
+        let (mut present, mut unreadable) = (BlockSet::new(), BlockSet::new());
         let mut at = 0;
         while let Some((start, _)) = sum.next_data(at)? {
             // A record that a power cut tore is one that never arrived.
@@ -91,12 +94,13 @@ impl Copy {
             if group >= geometry.groups() {
                 break;
             }
-            if sum::decode(geometry, group, &sum::read_record(&sum, geometry, group)?).is_some() {
+            if let Some(hashes) = sum::decode(geometry, group, &sum::read_record(&sum, geometry, group)?) {
                 present.insert(Extent { first: group, count: 1 });
+                insert_unreadable(geometry.group_extent(group).0, &hashes, &mut unreadable);
             }
             at = sum::record_offset(geometry, group + 1);
         }
-        Ok(Some(Self::over(header, img, sum, present, false)))
+        Ok(Some(Self { unreadable, ..Self::over(header, img, sum, present, false) }))
     }
 
     pub(super) fn geometry(&self) -> Geometry {
@@ -105,6 +109,11 @@ impl Copy {
 
     pub(super) fn groups_present(&self) -> u64 {
         self.present.len() + self.waiting.len() as u64
+    }
+
+    /// Blocks that have arrived as ones that could not be read.
+    pub(super) fn unreadable(&self) -> &BlockSet {
+        &self.unreadable
     }
 
     pub(super) fn is_complete(&self) -> bool {
@@ -158,6 +167,7 @@ impl Copy {
         }
         if let Some(whole) = hashes.iter().copied().collect::<Option<Vec<_>>>() {
             self.arriving.remove(&group);
+            insert_unreadable(first, &whole, &mut self.unreadable);
             self.waiting.insert(group, whole);
         }
         Ok(())

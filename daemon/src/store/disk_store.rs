@@ -21,10 +21,10 @@ use super::handle::{Dir, Handle};
 use super::layout::{self, Header, Kind, Link, Paths};
 use super::view::{Layers, overlay};
 use super::{StoreError, sum};
-use crate::bitmap::Extent;
+use crate::bitmap::{BlockSet, Extent};
 use crate::checkpoint::Checkpoint;
 use crate::geometry::Geometry;
-use crate::hash::{BlockHash, GroupDigest, group_digest};
+use crate::hash::{BlockHash, GroupDigest, group_digest, insert_unreadable};
 use crate::ids::{AgentId, DiskId, Epoch};
 use crate::run::{RUN_MAX_BYTES, Run};
 use crate::tracker::Gap;
@@ -56,6 +56,8 @@ pub struct DiskStore {
     pub(super) layers: Layers,
     /// Which layer holds the newest committed data of a block that is not the base's.
     pub(super) head: BlockMap,
+    /// The blocks of the newest checkpoint that could not be read.
+    pub(super) unreadable: BlockSet,
     pub(super) copy: Option<Copy>,
     pub(super) delta: Option<DeltaLog>,
     pub(super) journal: Option<OpenJournal>,
@@ -184,21 +186,55 @@ impl DiskStore {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let below = match (&self.base, &self.copy) {
-            (Some(base), _) => Some(sum::read(base, geometry, group)?),
-            (None, Some(copy)) => copy.hashes(group)?,
-            (None, None) => None,
-        };
-        let Some(mut hashes) = below else { return Ok(Vec::new()) };
-        for piece in self.head.within(extent) {
-            overlay(self.layers.file(&self.dir, &self.owner, piece.layer)?, &piece, first, &mut hashes)?;
-        }
+        let Some(mut hashes) = self.hashes_below(geometry, group)? else { return Ok(Vec::new()) };
         for (log, piece) in
             self.delta.iter().flat_map(|d| d.map().within(extent).into_iter().map(move |p| (d, p)))
         {
             overlay(log.file(), &piece, first, &mut hashes)?;
         }
         Ok(hashes)
+    }
+
+    /// The hashes of a group without the open delta.
+    fn hashes_below(&mut self, geometry: Geometry, group: u64) -> Result<Option<Vec<BlockHash>>, StoreError> {
+        let (first, count) = geometry.group_extent(group);
+        let below = match (&self.base, &self.copy) {
+            (Some(base), _) => Some(sum::read(base, geometry, group)?),
+            (None, Some(copy)) => copy.hashes(group)?,
+            (None, None) => None,
+        };
+        let Some(mut hashes) = below else { return Ok(None) };
+        for piece in self.head.within(Extent { first, count }) {
+            overlay(self.layers.file(&self.dir, &self.owner, piece.layer)?, &piece, first, &mut hashes)?;
+        }
+        Ok(Some(hashes))
+    }
+
+    /// The blocks of the newest state, as for [`Self::digests`], that the agent's disk could not read.
+    ///
+    /// # Errors
+    /// Damaged; Io.
+    pub fn unreadable(&self) -> Result<BlockSet, StoreError> {
+        let mut found = self.copy.as_ref().map_or(&self.unreadable, Copy::unreadable).clone();
+        if let Some(delta) = &self.delta {
+            if !found.is_empty() {
+                found.subtract(&delta.map().blocks());
+            }
+            found.union(&delta.unreadable()?);
+        }
+        Ok(found)
+    }
+
+    /// Finds the unreadable blocks of the newest checkpoint anew, if it says that it has any.
+    pub(super) fn find_unreadable(&mut self) -> Result<(), StoreError> {
+        let Some(geometry) = self.newest().filter(|c| c.unreadable_blocks > 0).map(|c| c.geometry) else {
+            return Ok(());
+        };
+        for group in 0..geometry.groups() {
+            let hashes = self.hashes_below(geometry, group)?.unwrap_or_default();
+            insert_unreadable(geometry.group_extent(group).0, &hashes, &mut self.unreadable);
+        }
+        Ok(())
     }
 
     /// Stores blocks of one group of the copy under way. The data is checked here. Sending the same again changes

@@ -86,6 +86,8 @@ pub struct Header {
     pub time_unix_ms: u64,
     /// How long it was frozen, in milliseconds.
     pub freeze_ms: u32,
+    /// How many blocks of the disk could not be read; 0 while not sealed.
+    pub unreadable_blocks: u32,
     /// The tracker's life.
     pub epoch: Epoch,
     /// What a person should know.
@@ -121,6 +123,7 @@ impl Header {
             index_count: 0,
             time_unix_ms: 0,
             freeze_ms: 0,
+            unreadable_blocks: 0,
             epoch,
             note: String::new(),
         }
@@ -150,7 +153,7 @@ impl Header {
         out.extend(self.index_count.to_le_bytes());
         out.extend(self.time_unix_ms.to_le_bytes());
         out.extend(self.freeze_ms.to_le_bytes());
-        out.extend([0; 4]);
+        out.extend(self.unreadable_blocks.to_le_bytes());
         out.extend(self.epoch.0);
         padded(&mut out, self.agent.as_str(), NAME_BYTES);
         padded(&mut out, self.disk.as_str(), NAME_BYTES);
@@ -196,7 +199,8 @@ impl Header {
         let (id, parent, parent_seal) = (f.u64()?, f.u64()?, f.array::<32>()?);
         let (journal, content, index_hash) = (f.array()?, f.array()?, f.array()?);
         let (index_offset, index_count) = (f.u64()?, f.u64()?);
-        let (time_unix_ms, freeze_ms, zeros, epoch) = (f.u64()?, f.u32()?, f.u32()?, Epoch(f.array()?));
+        let (time_unix_ms, freeze_ms, unreadable_blocks) = (f.u64()?, f.u32()?, f.u32()?);
+        let epoch = Epoch(f.array()?);
         let agent = text(f.bytes(NAME_BYTES)?, agent_len)?.parse().ok()?;
         let disk = text(f.bytes(NAME_BYTES)?, disk_len)?.parse().ok()?;
         let device = text(f.bytes(DEVICE_MAX_BYTES)?, device_len)?;
@@ -209,7 +213,7 @@ impl Header {
             0 if parent_seal == [0; 32] => None,
             id => Some(Link { id: CheckpointId::from_u64(id)?, seal: parent_seal }),
         };
-        let clean = zero == 0 && zeros == 0 && f.0.iter().all(|b| *b == 0);
+        let clean = zero == 0 && (id.is_some() || unreadable_blocks == 0) && f.0.iter().all(|b| *b == 0);
         let later = id.is_none_or(|(id, _)| parent.is_none_or(|p| p.id < id));
         (clean && later && device_is_sound(&device)).then_some(Ok(Self {
             kind,
@@ -226,6 +230,7 @@ impl Header {
             index_count,
             time_unix_ms,
             freeze_ms,
+            unreadable_blocks,
             epoch,
             note,
         }))
@@ -244,6 +249,7 @@ impl Header {
             consistency,
             time_unix_ms: self.time_unix_ms,
             freeze_ms: self.freeze_ms,
+            unreadable_blocks: self.unreadable_blocks,
             epoch: self.epoch,
             note: self.note.clone(),
         })
@@ -364,6 +370,7 @@ mod tests {
             h.parent = Some(Link { id: "20261121203456".parse().unwrap(), seal: [9; 32] });
             h.content = [1; 32];
             h.index_count = 7;
+            h.unreadable_blocks = 9;
         }
         h
     }

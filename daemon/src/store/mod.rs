@@ -32,6 +32,8 @@ mod refusal_tests;
 #[cfg_attr(not(test), allow(dead_code, reason = "fuzz targets need only a part of it"))]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test ends so")]
 pub(crate) mod simfiles;
+#[cfg(test)]
+pub(crate) mod unreadable_tests;
 
 use std::fmt;
 use std::io;

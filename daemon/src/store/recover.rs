@@ -11,6 +11,7 @@ use super::disk_store::DiskStore;
 use super::handle::{Dir, Handle};
 use super::layout::{HEADER_BYTES, Header, Paths};
 use super::view::Layers;
+use crate::bitmap::BlockSet;
 use crate::checkpoint::chain;
 use crate::ids::Epoch;
 
@@ -33,6 +34,7 @@ pub(super) fn open(dir: Dir, owner: Paths) -> Result<DiskStore, StoreError> {
         base: None,
         layers: Layers::default(),
         head: BlockMap::default(),
+        unreadable: BlockSet::new(),
         copy: None,
         delta: None,
         journal: None,
@@ -54,6 +56,7 @@ pub(super) fn open(dir: Dir, owner: Paths) -> Result<DiskStore, StoreError> {
     store.recover_delta()?;
     store.recover_copy()?;
     store.recover_journal()?;
+    store.find_unreadable()?;
     Ok(store)
 }
 

@@ -7,9 +7,9 @@ use super::block_map::{BlockMap, Piece};
 use super::handle::{Dir, Handle};
 use super::layout::Paths;
 use super::{StoreError, sum};
-use crate::bitmap::Extent;
+use crate::bitmap::{BlockSet, Extent};
 use crate::geometry::Geometry;
-use crate::hash::{BlockHash, hash_block};
+use crate::hash::{BlockHash, insert_unreadable};
 use crate::ids::CheckpointId;
 
 /// Deltas kept open at the same time.
@@ -131,6 +131,18 @@ impl View {
         Ok(hashes)
     }
 
+    /// The blocks that could not be read: looks at the hashes of the whole disk.
+    ///
+    /// # Errors
+    /// Damaged; Io.
+    pub fn unreadable(&mut self) -> Result<BlockSet, StoreError> {
+        let mut found = BlockSet::new();
+        for group in 0..self.geometry.groups() {
+            insert_unreadable(self.geometry.group_extent(group).0, &self.hashes(group)?, &mut found);
+        }
+        Ok(found)
+    }
+
     /// Whether the base image has no data in this group.
     ///
     /// # Errors
@@ -141,7 +153,7 @@ impl View {
         Ok(self.img.next_data(offset)?.is_none_or(|(start, _)| start >= offset + len))
     }
 
-    /// A group's data, every block checked. `None` if all of it is zeros.
+    /// A group's data, every block checked. `None` if all of it is zeros that were read.
     ///
     /// # Errors
     /// Damaged; Io.
@@ -163,7 +175,7 @@ impl View {
         }
         let block_bytes = self.geometry.block_bytes();
         for ((block, hash), n) in data.chunks(block_bytes).zip(&hashes).zip(first..) {
-            if hash_block(block, block_bytes) != *hash {
+            if !hash.is_sound(block, block_bytes) {
                 let file = match pieces.iter().find(|p| (p.extent.first..p.extent.end()).contains(&n)) {
                     Some(piece) => self.layers.file(&self.dir, &self.owner, piece.layer)?,
                     None => &self.img,

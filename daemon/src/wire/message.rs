@@ -21,6 +21,8 @@ use crate::tracker::{Claim, Gap};
 
 /// The most extents in one [`DiskUp::Changed`].
 pub const CHANGED_MAX_EXTENTS: usize = 4096;
+/// The most extents of unreadable blocks in one [`DiskDown::Attached`]: a disk that has more is failing.
+pub const UNREADABLE_MAX_EXTENTS: usize = 4096;
 /// The most groups in one [`DiskUp::WantDigests`].
 pub const DIGESTS_MAX: u32 = 4096;
 /// The longest text in a message, in bytes; longer ones are cut.
@@ -232,6 +234,9 @@ pub enum DiskDown {
         next_seq: u64,
         /// The most bytes of frames that may be sent and not acknowledged.
         window_bytes: u32,
+        /// The blocks that the newest state, staged ones included, has as unreadable; at most
+        /// [`UNREADABLE_MAX_EXTENTS`], those that come first.
+        unreadable: Vec<Extent>,
     },
     /// The digests of consecutive groups of the newest state (snapshot).
     Digests {

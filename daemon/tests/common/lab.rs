@@ -194,13 +194,19 @@ impl Lab {
     }
 
     pub fn loop_disk(&self, size_mib: u64) -> TestDisk {
+        self.loop_disk_on_file(size_mib).0
+    }
+
+    /// A loop disk and the file behind it.
+    pub fn loop_disk_on_file(&self, size_mib: u64) -> (TestDisk, fs::File) {
         let file = self.path(&format!("disk-{}.raw", NUMBER.fetch_add(1, Ordering::Relaxed)));
-        fs::File::create(&file).unwrap().set_len(size_mib << 20).unwrap();
+        let open = fs::File::options().read(true).write(true).create_new(true).open(&file).unwrap();
+        open.set_len(size_mib << 20).unwrap();
         let path = run("losetup", &["-P", "-f", "--show", &file]);
         // The name goes with the last user: the file needs none.
         fs::remove_file(&file).unwrap();
         let name = path.trim_start_matches("/dev/").to_owned();
-        TestDisk { path, name, zram: false, mounts: Vec::new() }
+        (TestDisk { path, name, zram: false, mounts: Vec::new() }, open)
     }
 
     pub fn zram_disk(&self, size_mib: u64) -> TestDisk {

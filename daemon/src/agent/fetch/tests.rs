@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
 use crate::checkpoint::{Checkpoint, Consistency};
-use crate::hash::hash_blocks;
+use crate::hash::{BlockHash, hash_blocks};
 use crate::ids::{CheckpointId, Epoch};
 use crate::restore::tests::Loop;
 use crate::wire::frame::{FRAME_MAX_BYTES, encode_data};
@@ -35,7 +35,7 @@ enum Then {
     Freeze,
 }
 
-/// Every block of the second MiB zeros, the last block short.
+/// Every block of the second MiB zeros, block 3 one that could not be read, the last block short.
 fn geometry() -> Geometry {
     Geometry::new((2 << 20) + 4096 + 512, 12).unwrap()
 }
@@ -57,6 +57,7 @@ fn checkpoint() -> Checkpoint {
         parent: None,
         consistency: Consistency::Filesystem,
         time_unix_ms: 1,
+        unreadable_blocks: 1,
         freeze_ms: 2,
         epoch: Epoch([3; 16]),
         note: String::new(),
@@ -73,7 +74,13 @@ fn run_of(group: u64) -> Run {
     let data = &image()[offset as usize..(offset + len) as usize];
     match group {
         1 => Run::zeros(first, count as u32),
-        _ => Run::pack(first, hash_blocks(data, 4096), data),
+        _ => {
+            let mut hashes = hash_blocks(data, 4096);
+            if group == 0 {
+                hashes[3] = BlockHash::UNREADABLE;
+            }
+            Run::pack(first, hashes, data)
+        }
     }
 }
 
@@ -179,6 +186,7 @@ fn a_checkpoint_comes_back_into_every_kind_of_target() {
     let total = 100 + 2 * geometry().size_bytes();
     assert_eq!(last.get(), (total, total));
     assert_eq!((report.checkpoint, report.output), (checkpoint(), lab.path()));
+    assert_eq!(report.unreadable_sectors, "24-31");
     assert_eq!(report.written_bytes, geometry().size_bytes() - (1 << 20) - 8192, "zeros stay holes");
     assert!(fs::read(lab.path()).unwrap() == image());
     assert_eq!(fs::read_dir(lab.dir.path()).unwrap().count(), 1);

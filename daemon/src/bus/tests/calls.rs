@@ -82,6 +82,7 @@ async fn what_comes_back_is_what_the_contract_says() {
             ("stored_bytes", 100u64.into()),
             ("parent", "".into()),
             ("freeze_ms", 7u32.into()),
+            ("unreadable_blocks", 3u32.into()),
             ("note", row.note.into()),
         ])
     });

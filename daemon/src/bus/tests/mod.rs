@@ -186,6 +186,7 @@ fn row() -> ShowRow {
         stored_bytes: 100,
         parent: None,
         freeze_ms: 7,
+        unreadable_blocks: 3,
         note: "a note".into(),
     }
 }

@@ -163,8 +163,8 @@ fn a_failed_read_loses_no_block_and_still_runs_the_post_thaw_hooks() {
     let tracker = SimTracker::default();
     tracker.complete(extent(9, 1));
     let mut reader = reader(|e: Extent| {
-        let source = io::Error::from_raw_os_error(5);
-        Err(ReadError::Unreadable { device: "/dev/nothing".into(), first: e.first, count: 1, source })
+        let source = io::Error::from_raw_os_error(libc::ENODEV);
+        Err(ReadError::Failed { device: "/dev/nothing".into(), first: e.first, count: 1, source })
     });
     let error = final_pass(&job, &mut tracker.clone(), &mut reader, &BlockSet::new()).unwrap_err();
     assert!(error.to_string().contains("blocks 9+1"), "{error}");
@@ -172,6 +172,48 @@ fn a_failed_read_loses_no_block_and_still_runs_the_post_thaw_hooks() {
     let stages: Vec<String> =
         fs::read_to_string(log).unwrap().lines().map(|l| l.split(' ').next().unwrap().to_owned()).collect();
     assert_eq!(stages, ["pre-freeze", "post-thaw"]);
+}
+
+/// Says of these blocks that the medium is bad there.
+fn bad(blocks: BlockSet) -> impl FnMut(Extent) -> Result<(), ReadError> {
+    move |e| match (e.first..e.end()).any(|block| blocks.contains(block)) {
+        false => Ok(()),
+        true => {
+            let (source, device) = (io::Error::from_raw_os_error(libc::EIO), "/dev/nothing".into());
+            Err(ReadError::Unreadable { device, first: e.first, count: e.count, source })
+        }
+    }
+}
+
+#[test]
+fn bad_blocks_are_named_and_all_others_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = set(&[extent(3, 4), extent(300, 1)]);
+    let mut reader = reader(bad(set(&[extent(4, 2), extent(300, 1), extent(900, 1)])));
+    let taken =
+        taken(final_pass(&job(dir.path()), &mut SimTracker::default(), &mut reader, &wanted).unwrap());
+    assert_eq!(taken.unreadable, set(&[extent(4, 2), extent(300, 1)]));
+    assert_eq!(taken.data.iter().map(|d| d.0).collect::<Vec<_>>(), [extent(3, 1), extent(6, 1)]);
+    assert_eq!(taken.blocks(), wanted);
+}
+
+#[test]
+fn looking_for_bad_blocks_ends_with_the_freeze_and_keeps_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut job = job(dir.path());
+    job.freeze_timeout = Duration::from_millis(200);
+    let mut bad = bad(set(&[extent(0, 256)]));
+    let mut reads = 0;
+    let mut reader = reader(|e| {
+        reads += 1;
+        std::thread::sleep(Duration::from_millis(50));
+        bad(e)
+    });
+    let outcome = final_pass(&job, &mut SimTracker::default(), &mut reader, &set(&[extent(0, 256)])).unwrap();
+    let Outcome::TooMuch { rest, note } = outcome else { panic!("taken") };
+    assert_eq!(rest, set(&[extent(0, 256)]));
+    assert!(note.contains("bad blocks took too long"), "{note}");
+    assert!(reads < 10, "{reads} reads of a dying disk while frozen");
 }
 
 #[test]
