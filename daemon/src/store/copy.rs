@@ -30,6 +30,8 @@ pub(super) struct Copy {
     arriving: BTreeMap<u64, Vec<Option<BlockHash>>>,
     /// Groups whose record waits until the image is durable.
     waiting: BTreeMap<u64, Vec<BlockHash>>,
+    /// Made by this object: where it has no data it never had any.
+    is_new: bool,
     img_dirty: bool,
     sum_dirty: bool,
     named: bool,
@@ -46,7 +48,7 @@ impl Copy {
         Ok(Self::over(header, img, sum, BlockSet::new(), true))
     }
 
-    fn over(header: Header, img: Handle, sum: Handle, present: BlockSet, dirty: bool) -> Self {
+    fn over(header: Header, img: Handle, sum: Handle, present: BlockSet, is_new: bool) -> Self {
         let (arriving, waiting) = (BTreeMap::new(), BTreeMap::new());
         Self {
             header,
@@ -56,8 +58,9 @@ impl Copy {
             unreadable: BlockSet::new(),
             arriving,
             waiting,
-            img_dirty: dirty,
-            sum_dirty: dirty,
+            is_new,
+            img_dirty: is_new,
+            sum_dirty: is_new,
             named: false,
         }
     }
@@ -158,6 +161,7 @@ impl Copy {
         }
         match data {
             Some(data) => self.img.write(data, offset)?,
+            None if self.is_new && self.is_hole(offset, len)? => {}
             None => self.img.clear(offset, len)?,
         }
         self.img_dirty = true;
@@ -178,6 +182,10 @@ impl Copy {
         let geometry = self.geometry();
         let none = vec![0; sum::record_bytes(geometry) as usize];
         self.waiting.keys().try_for_each(|group| self.sum.write(&none, sum::record_offset(geometry, *group)))
+    }
+
+    fn is_hole(&self, offset: u64, len: u64) -> Result<bool, StoreError> {
+        Ok(self.img.next_data(offset)?.is_none_or(|(start, _)| start >= offset + len))
     }
 
     /// Makes the image durable, then the records that say so.

@@ -64,17 +64,12 @@ impl Handle {
         self.file.write_all_at(buf, offset).map_err(|e| failed("write", &self.path, e))
     }
 
-    /// Makes a range read as zeros.
+    /// Makes a range read as zeros, durably with the next [`Self::sync`], whatever it reads as now.
     ///
     /// # Errors
     /// NoSpace or Io.
     pub fn clear(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        match self.next_data(offset)? {
-            Some((start, _)) if start < offset.saturating_add(len) => {
-                self.file.punch(offset, len).map_err(|e| failed("clear a range", &self.path, e))
-            }
-            _ => Ok(()),
-        }
+        self.file.punch(offset, len).map_err(|e| failed("clear a range", &self.path, e))
     }
 
     /// The next range that may hold data.
