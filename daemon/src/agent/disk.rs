@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use super::action::{Action, Input, Purpose, ReadResult};
+use super::action::{Action, DrainFor, Input, Purpose, ReadResult};
 use super::pace::Pace;
 use super::read::read;
 use super::session::DiskSession;
@@ -27,9 +27,11 @@ use crate::freeze::final_pass::{FinalPassJob, final_pass};
 use crate::freeze::mountinfo::DeviceNumber;
 use crate::freeze::{place, topology};
 use crate::geometry::Geometry;
+use crate::hash::GroupDigest;
 use crate::ids::{CheckpointId, DiskId};
 use crate::message_id::SECTORS_UNREADABLE;
-use crate::reader::BlockReader;
+use crate::reader::ahead::DigestsAhead;
+use crate::reader::{BlockReader, DirectReader, ReadError};
 use crate::status::{CheckpointAdded, DiskState, SharedDisk};
 use crate::tracker::{Tracker, TrackerError};
 use crate::watchdog::{Pulse, SLOW_DISK_MAX};
@@ -102,6 +104,8 @@ pub struct Worker {
     paused: bool,
     /// It is refused, or could not be opened again: nothing can be done for it before it is attached.
     failed: bool,
+    /// While the disk is compared.
+    ahead: Option<DigestsAhead>,
     last_error: Option<String>,
     pulse: Arc<Pulse>,
     inbox: mpsc::Receiver<Inbound>,
@@ -142,6 +146,7 @@ impl Worker {
             session,
             paused: false,
             failed: false,
+            ahead: None,
             last_error: None,
             pulse,
             inbox,
@@ -197,6 +202,9 @@ impl Worker {
 
     fn tick(&mut self) {
         self.session.handle(Input::Tick);
+        if !matches!(self.session.state(), DiskState::Copying | DiskState::Comparing) {
+            self.ahead = None;
+        }
         if self.config.has_changed().unwrap_or(false) {
             self.pace = Pace::new(self.config.borrow_and_update().read_rate_bytes);
         }
@@ -282,6 +290,10 @@ impl Worker {
                 self.send(endpoint, encode_data(area, seq, &run))
             }
             Action::Drain(drain) => {
+                if drain == DrainFor::Scan {
+                    // What was read ahead is from before it.
+                    self.ahead = None;
+                }
                 let blocks = self.disk.tracker.drain().map_err(lost)?;
                 self.session.handle(Input::Drained { drain, blocks, time_unix_ms: unix_ms() });
             }
@@ -346,12 +358,28 @@ impl Worker {
     fn read(&mut self, extent: Extent, purpose: &Purpose) -> Result<ReadResult, String> {
         let geometry = self.disk.geometry;
         self.pace.wait_for(geometry.range(extent.first, extent.count).1);
+        if *purpose == Purpose::Digest
+            && let Some(digest) = self.digest_ahead(extent)
+        {
+            return Ok(ReadResult::Digest(digest));
+        }
         let (pulse, shared) = (&self.pulse, &self.shared);
         let mut go_on = || {
             pulse.allow(SLOW_DISK_MAX);
             !shared.stopping.load(Ordering::Relaxed)
         };
         read(self.disk.reader.as_mut(), extent, purpose, geometry, &mut go_on).map_err(|e| e.to_string())
+    }
+
+    /// A group's digest as a compare needs it; `None` if it is to be read here.
+    fn digest_ahead(&mut self, extent: Extent) -> Option<GroupDigest> {
+        let (path, geometry) = (&self.disk.device.path, self.disk.geometry);
+        if self.ahead.is_none() {
+            let reader = |_| Ok(Box::new(DirectReader::open(path, geometry)?) as Box<dyn BlockReader>);
+            let readers: Result<_, ReadError> = (0..DigestsAhead::readers()).map(reader).collect();
+            self.ahead = DigestsAhead::new(readers.ok()?, geometry).ok();
+        }
+        self.ahead.as_mut()?.digest(extent.first / geometry.group_blocks())
     }
 
     /// Says which blocks cannot be read; said once, until they are others.

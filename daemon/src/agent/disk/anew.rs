@@ -35,6 +35,7 @@ impl Worker {
             return Ok(claim);
         }
         self.pulse.allow(SLOW_DISK_MAX);
+        self.ahead = None;
         let config = self.config.borrow().clone();
         self.disk.reopen(&config).map_err(|e| e.to_string())?;
         let Disk { device, geometry, .. } = &self.disk;
