@@ -37,7 +37,8 @@ pub enum DiskListError {
     },
 }
 
-type Disks = BTreeSet<(AgentId, DiskId)>;
+/// What a list holds.
+pub(crate) type Disks = BTreeSet<(AgentId, DiskId)>;
 
 /// Disks in a file that is replaced with every change.
 #[derive(Debug)]

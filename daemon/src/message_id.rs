@@ -14,7 +14,7 @@ pub const SECTORS_UNREADABLE: &str = "e4ba39e54d0146cf800259316040139b";
 pub const DAMAGE_FOUND: &str = "36bf6280841042d98f4b6d42b81c2814";
 /// An agent is not connected any more.
 pub const AGENT_LOST: &str = "4c381d228baf43e1a50039cd1109d031";
-/// A disk is given up until a person has acted.
+/// A disk is not replicated: it is refused until a person has acted, or cannot be opened.
 pub const DISK_GIVEN_UP: &str = "062429706bcc49228ea4217877467d29";
 /// Two machines have one agent's key, or one was put back from an old image: one of them is refused.
 pub const AGENT_FENCED: &str = "86a47908e304452b9e0fdb7dc12fdb62";

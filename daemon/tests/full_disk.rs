@@ -163,7 +163,7 @@ fn a_full_copy_that_finds_no_space_goes_on_from_there() {
     std::thread::sleep(Duration::from_secs(3));
     assert!(lab.show(&agent, None).is_empty(), "half a copy is no checkpoint");
     let part = fs::metadata(lab.path(&format!("data/snapshot/{agent}/{}/copy.img.part", disk.name))).unwrap();
-    let copied = std::os::unix::fs::MetadataExt::blocks(&part) * 512 >> 20;
+    let copied = (std::os::unix::fs::MetadataExt::blocks(&part) * 512) >> 20;
     assert!((15..40).contains(&copied), "{copied} MiB");
     empty(&mount);
     lab.wait_checkpoints(&agent, &disk.name, 2, 60);

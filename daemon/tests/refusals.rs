@@ -133,7 +133,16 @@ fn devices_that_are_not_whole_disks_and_a_disk_that_shrank() {
     wait_for("the loop device to be free", 5, || {
         Command::new("losetup").args([&disk.path, &small]).status().unwrap().success()
     });
-    agent_refused(&lab, &agent, &[&disk.path], 3, "shrank");
+    let mut process = lab.start_agent(&agent, &[&disk.path], &[]);
+    wait_for("the refusal", 30, || process.log().contains("shrank from 33554432 to 25165824 bytes"));
+    let log = process.log();
+    assert!(log.contains(&format!("'blxctl accept {agent} --disk {}'", disk.name)), "{log}");
+    // It is asked no more for now, and the agent waits for a person.
+    let attempts = || process.log().matches("shrank").count();
+    let before_pause = attempts();
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert_eq!(attempts(), before_pause);
+    assert_eq!(process.child.try_wait().unwrap(), None, "the agent goes on");
     assert_eq!(files_below(&lab.path("data")), before);
 }
 

@@ -73,7 +73,7 @@ pub enum Action {
         /// Why.
         reason: String,
     },
-    /// The dispatcher refused this disk for good: do not attach again.
+    /// The dispatcher refuses this disk until a person has acted: close both connections and do not attach again soon.
     Stop {
         /// Why.
         reason: String,

@@ -1,6 +1,8 @@
 //! The thread of one disk: asks [`DiskSession`] what to do and does it, one thing after the other. Tracker, disk and
 //! freeze are only ever touched here.
 
+mod anew;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,13 +28,14 @@ use crate::freeze::mountinfo::DeviceNumber;
 use crate::freeze::{place, topology};
 use crate::geometry::Geometry;
 use crate::ids::{CheckpointId, DiskId};
-use crate::message_id::{DISK_GIVEN_UP, SECTORS_UNREADABLE};
+use crate::message_id::SECTORS_UNREADABLE;
 use crate::reader::BlockReader;
 use crate::status::{CheckpointAdded, DiskState, SharedDisk};
 use crate::tracker::{Tracker, TrackerError};
 use crate::watchdog::{Pulse, SLOW_DISK_MAX};
 use crate::wire::Endpoint;
 use crate::wire::frame::{decode_message, encode_data, encode_message};
+use crate::wire::message::DiskOffer;
 
 /// Messages waiting for the disk.
 pub const INBOX_MAX: usize = 64;
@@ -70,6 +73,8 @@ pub enum Inbound {
 pub struct Disk {
     /// Its stable id.
     pub id: DiskId,
+    /// The path it was asked for by.
+    pub path: PathBuf,
     /// The device.
     pub device: BlockDevice,
     /// Its size and block size.
@@ -95,24 +100,34 @@ pub struct Worker {
     guard_exe: PathBuf,
     session: DiskSession,
     paused: bool,
+    /// It is refused, or could not be opened again: nothing can be done for it before it is attached.
+    failed: bool,
     last_error: Option<String>,
     pulse: Arc<Pulse>,
     inbox: mpsc::Receiver<Inbound>,
     runtime: Handle,
     link: Option<Link>,
     pace: Pace,
-    refused: watch::Sender<Option<String>>,
+    offer: watch::Sender<DiskOffer>,
+    refused: watch::Sender<bool>,
+}
+
+/// What is offered of a disk.
+pub fn offer(disk: &Disk) -> DiskOffer {
+    DiskOffer { disk: disk.id.clone(), device: disk.device.name.clone(), geometry: disk.geometry }
 }
 
 impl Worker {
-    /// A disk's thread, not started yet. `refused` is set when the disk is refused for good.
+    /// A disk's thread, not started yet. `offer` changes with the disk's size; `refused` is set while the dispatcher
+    /// refuses the disk until a person has acted.
     pub fn new(
         disk: Disk,
         shared: Arc<Shared>,
         shown: Arc<SharedDisk>,
         guard_exe: PathBuf,
         inbox: mpsc::Receiver<Inbound>,
-        refused: watch::Sender<Option<String>>,
+        offer: watch::Sender<DiskOffer>,
+        refused: watch::Sender<bool>,
     ) -> Self {
         let session = DiskSession::new(disk.geometry, disk.device.name.clone(), FREEZE_BUDGET_BYTES);
         let config = shared.config.subscribe();
@@ -126,17 +141,19 @@ impl Worker {
             guard_exe,
             session,
             paused: false,
+            failed: false,
             last_error: None,
             pulse,
             inbox,
             runtime: Handle::current(),
             link: None,
             pace,
+            offer,
             refused,
         }
     }
 
-    /// Runs until it is told to stop or the disk is refused for good.
+    /// Runs until it is told to stop.
     pub fn run(mut self) {
         let mut next_tick = Instant::now();
         loop {
@@ -149,7 +166,7 @@ impl Worker {
             let inbound = match self.session.poll() {
                 Some(action) => {
                     if let Err(reason) = self.act(action) {
-                        return self.give_up(reason);
+                        self.fail(reason);
                     }
                     self.inbox.try_recv().ok()
                 }
@@ -167,7 +184,7 @@ impl Worker {
                 Some(Inbound::Stop) => return,
                 Some(Inbound::Compare) => {
                     if let Err(error) = self.disk.tracker.order_compare() {
-                        return self.give_up(lost(&error));
+                        self.fail(lost(&error));
                     }
                     info!(AGENT = %self.shared.agent, DISK = %self.disk.id, "a compare is ordered: connecting again");
                     self.drop_link();
@@ -199,38 +216,28 @@ impl Worker {
     }
 
     /// Shows how the disk is doing.
-    fn show(&self) {
+    fn show(&mut self) {
+        let state = self.session.state();
+        self.failed &= state == DiskState::Detached;
         let mut status = self.shown.status();
-        status.state = self.session.state();
+        status.state = if self.failed { DiskState::Failed } else { state };
         status.progress = self.session.progress();
         status.dirty_bytes = self.session.changed_bytes();
         status.newest = self.session.newest().or(status.newest);
         status.last_error.clone_from(&self.last_error);
     }
 
-    fn give_up(&mut self, reason: String) {
-        let name = &self.disk.device.name;
-        error!(
-            MESSAGE_ID = DISK_GIVEN_UP, AGENT = %self.shared.agent, DISK = %self.disk.id,
-            "{name} is not replicated any more: {reason}"
-        );
-        self.show();
-        let mut status = self.shown.status();
-        (status.state, status.last_error) = (DiskState::Failed, Some(reason.clone()));
-        drop(status);
-        let _ = self.refused.send(Some(reason));
-    }
-
     fn inbound(&mut self, inbound: Inbound) {
         match inbound {
             Inbound::LinkUp { number, snapshot, live } => {
                 self.drop_link();
-                match self.disk.tracker.claim() {
+                self.refused.send_replace(false);
+                match self.claim() {
                     Ok(claim) => {
                         self.link = Some(Link { number, snapshot, live });
                         self.session.handle(Input::LinkUp(claim, self.disk.tracker.gap_count()));
                     }
-                    Err(error) => self.complain(&error.to_string()),
+                    Err(reason) => self.fail(reason),
                 }
             }
             Inbound::Frame(number, endpoint, bytes) if self.is_linked(number) => match decode_message(&bytes)
@@ -263,7 +270,7 @@ impl Worker {
         }
     }
 
-    /// Carries an action out. The error is a reason to give this disk up.
+    /// Carries an action out. The error is why nothing can be done for the disk for now.
     fn act(&mut self, action: Action) -> Result<(), String> {
         let lost = |error: TrackerError| lost(&error);
         match action {
@@ -312,7 +319,7 @@ impl Worker {
                 self.drop_link();
             }
             Action::Stop { reason } => {
-                self.drop_link();
+                self.refused.send_replace(true);
                 return Err(reason);
             }
         }
@@ -427,5 +434,5 @@ impl Worker {
 }
 
 fn lost(error: &TrackerError) -> String {
-    format!("the tracker is lost: {error}; restart the agent")
+    format!("the tracker is lost: {error}")
 }

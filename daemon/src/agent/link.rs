@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsConnector;
 use tracing::{debug, warn};
 
@@ -59,6 +59,8 @@ pub struct Backoff {
 
 const SHORTEST: Duration = Duration::from_millis(300);
 const LONGEST: Duration = Duration::from_secs(15);
+/// How long a refused disk waits before it is tried again, and up to a quarter more.
+const REFUSED_WAIT: Duration = Duration::from_secs(600);
 /// What lasted this long counts as a success.
 const LASTED: Duration = Duration::from_secs(20);
 
@@ -89,8 +91,15 @@ pub(super) fn spread(wait: Duration) -> Duration {
     wait * u32::from(getrandom::u32().unwrap_or(0) as u8) / 1024
 }
 
-/// Keeps a disk attached. Ends only by being dropped, with the session.
-pub async fn keep_attached(dial: &Dial, session: [u8; 16], disk: &DiskId, inbox: mpsc::Sender<Inbound>) {
+/// Keeps a disk attached. Ends only by being dropped, with the session. A disk that is refused until a person has acted is
+/// tried again now and then; a new session tries at once.
+pub async fn keep_attached(
+    dial: &Dial,
+    session: [u8; 16],
+    disk: &DiskId,
+    inbox: mpsc::Sender<Inbound>,
+    refused: watch::Receiver<bool>,
+) {
     let mut backoff = Backoff::default();
     loop {
         backoff.begin();
@@ -99,10 +108,14 @@ pub async fn keep_attached(dial: &Dial, session: [u8; 16], disk: &DiskId, inbox:
             Err(error) => warn!(DISK = %disk, "{error}"),
         }
         if inbox.is_closed() {
-            // The disk was given up; the agent says why.
+            // The agent ends.
             return;
         }
+        // First: the refusal may still be on its way to the disk's thread.
         backoff.wait().await;
+        if *refused.borrow() {
+            tokio::time::sleep(REFUSED_WAIT + spread(REFUSED_WAIT)).await;
+        }
     }
 }
 

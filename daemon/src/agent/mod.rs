@@ -10,6 +10,7 @@ pub mod footprint;
 pub mod held;
 pub mod link;
 mod lsblk;
+pub mod open;
 pub mod pace;
 pub mod read;
 pub mod run;

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::{error, info, warn};
 
-use super::disk::{Disk, INBOX_MAX, Inbound, Worker};
+use super::disk::{Disk, INBOX_MAX, Inbound, Worker, offer};
 use super::footprint;
 use super::held::Held;
 use super::link::{Backoff, Dial, keep_attached, spread};
@@ -39,25 +39,23 @@ pub enum AgentError {
     /// The dispatcher refused this agent, or is not the right one.
     #[error(transparent)]
     Refused(ConnectError),
-    /// The dispatcher refused every disk.
-    #[error("no disk is left to replicate: {0}")]
-    NoDisk(String),
     /// The system gave no thread.
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
 }
 
 struct RunningDisk {
-    offer: DiskOffer,
+    id: DiskId,
+    offer: watch::Receiver<DiskOffer>,
     inbox: mpsc::Sender<Inbound>,
-    refused: watch::Receiver<Option<String>>,
+    refused: watch::Receiver<bool>,
     thread: std::thread::JoinHandle<()>,
 }
 
-/// Runs until `stop` turns true, or there is nothing left to do.
+/// Runs until `stop` turns true.
 ///
 /// # Errors
-/// When the dispatcher refuses the agent or all of its disks.
+/// When the dispatcher refuses the agent.
 pub async fn run(
     shared: Arc<Shared>,
     mut asked: mpsc::Receiver<Ask>,
@@ -72,7 +70,6 @@ pub async fn run(
     }
     let result = tokio::select! {
         result = stay_connected(&shared, &mut asked, &dial, &running) => result,
-        reason = all_refused(&running) => Err(AgentError::NoDisk(reason)),
         _ = stop.wait_for(|stop| *stop) => Ok(()),
     };
     shared.uplink.send_replace(None);
@@ -94,25 +91,13 @@ fn start(
     guard_exe: &std::path::Path,
 ) -> std::io::Result<RunningDisk> {
     let (inbox, from_inbox) = mpsc::channel(INBOX_MAX);
-    let (refuse, refused) = watch::channel(None);
-    let offer =
-        DiskOffer { disk: disk.id.clone(), device: disk.device.name.clone(), geometry: disk.geometry };
-    let worker = Worker::new(disk, shared.clone(), shown, guard_exe.to_owned(), from_inbox, refuse);
-    let name = format!("disk-{}", offer.device);
+    let (id, name) = (disk.id.clone(), format!("disk-{}", disk.device.name));
+    let (offers, offer) = watch::channel(offer(&disk));
+    let (refuse, refused) = watch::channel(false);
+    let guard_exe = guard_exe.to_owned();
+    let worker = Worker::new(disk, shared.clone(), shown, guard_exe, from_inbox, offers, refuse);
     let thread = std::thread::Builder::new().name(name).spawn(move || worker.run())?;
-    Ok(RunningDisk { offer, inbox, refused, thread })
-}
-
-/// Waits until no disk is left; each disk's thread has said in the log why it gave up, when it did.
-async fn all_refused(disks: &[RunningDisk]) -> String {
-    let mut last = String::new();
-    for disk in disks {
-        let mut refused = disk.refused.clone();
-        let reason = refused.wait_for(Option::is_some).await.map(|reason| reason.clone());
-        let reason = reason.ok().flatten().unwrap_or_else(|| "its thread ended".to_owned());
-        last = format!("{}: {reason}", disk.offer.device);
-    }
-    last
+    Ok(RunningDisk { id, offer, inbox, refused, thread })
 }
 
 async fn stay_connected(
@@ -258,7 +243,7 @@ fn hello(disks: &[RunningDisk], generation: Option<Generation>) -> ConfigUp {
     ConfigUp::Hello {
         software: env!("CARGO_PKG_VERSION").to_owned(),
         boot_id: boot_id.trim().to_owned(),
-        disks: disks.iter().map(|disk| disk.offer.clone()).collect(),
+        disks: disks.iter().map(|disk| disk.offer.borrow().clone()).collect(),
         generation,
     }
 }
@@ -311,14 +296,15 @@ impl Session<'_> {
         self.shared.uplink.send_replace(Some(Uplink { session, address }));
         self.links.abort_all();
         for disk in self.disks {
-            let (dial, id, inbox) = (self.dial.clone(), disk.offer.disk.clone(), disk.inbox.clone());
-            self.links.spawn(async move { keep_attached(&dial, session, &id, inbox).await });
+            let (dial, id, inbox) = (self.dial.clone(), disk.id.clone(), disk.inbox.clone());
+            let refused = disk.refused.clone();
+            self.links.spawn(async move { keep_attached(&dial, session, &id, inbox, refused).await });
         }
     }
 
     async fn order(&self, disk: &DiskId, compare: bool) {
-        if let Some(disk) = self.disks.iter().find(|running| running.offer.disk == *disk) {
-            // A disk that was given up takes no orders.
+        if let Some(disk) = self.disks.iter().find(|running| running.id == *disk) {
+            // A thread that ends takes no orders.
             let order = if compare { Inbound::Compare } else { Inbound::Sync };
             let _ = disk.inbox.send(order).await;
         }

@@ -176,8 +176,8 @@ fn member(
         }
         (None, _) => return Err(file.damaged("it does not say on what it builds")),
     }
-    if before.is_some_and(|b| b.header.geometry != header.geometry) {
-        return Err(file.damaged("the disk's size or block size differs from that of the checkpoint before"));
+    if before.is_some_and(|b| b.header.geometry.block_shift() != header.geometry.block_shift()) {
+        return Err(file.damaged("its block size differs from that of the checkpoint before"));
     }
     if is_base && !dir.exists(&owner.img(id))? {
         return Err(StoreError::damaged(owner.img(id).display().to_string(), "the file is missing"));

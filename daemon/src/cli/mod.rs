@@ -269,7 +269,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         (Some(InvalidArgument), _) => 2,
         (Some(Damaged), _) => 4,
         (Some(NoSuchAgent | NoSuchDisk | NoSuchCheckpoint), _) => 5,
-        (_, Some(AgentError::Refused(_) | AgentError::NoDisk(_))) => 3,
+        (_, Some(AgentError::Refused(_))) => 3,
         _ if usage => 2,
         _ => 1,
     }

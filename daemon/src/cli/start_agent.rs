@@ -9,22 +9,15 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use blxrep::agent::control::AgentControl;
 use blxrep::agent::disk::Disk;
-use blxrep::agent::disk_id::disk_id;
 use blxrep::agent::link::Dial;
 use blxrep::agent::run;
 use blxrep::agent::shared::Shared;
 use blxrep::config::{AgentConfig, ConfigError, Settings};
-use blxrep::device::BlockDevice;
 use blxrep::freeze::record::thaw_leftovers;
-use blxrep::geometry::Geometry;
 use blxrep::lock::DirLock;
-use blxrep::message_id::GAP_FOUND;
 use blxrep::pause::Pauses;
-use blxrep::reader::DirectReader;
 use blxrep::status::{DiskStatus, SharedDisk};
-use blxrep::tracker::bpf::BpfTracker;
-use blxrep::tracker::pins::{mount_bpffs_if_missing, pin_path};
-use blxrep::tracker::{Gap, Tracker};
+use blxrep::tracker::pins::mount_bpffs_if_missing;
 use blxrep::watchdog::Watchdog;
 use blxrep::wire::key::AgentKey;
 use blxrep::wire::tls::connector;
@@ -124,29 +117,11 @@ fn open_disks(config: &AgentConfig) -> anyhow::Result<Vec<Disk>> {
     let mut seen = HashSet::new();
     let mut disks = Vec::new();
     for path in &config.devices {
-        let disk = open_disk(config, path)?;
+        let disk = Disk::open(config, path)?;
         if !seen.insert(disk.id.clone()) {
             bail!("two devices have the id {}: {} is one of them; give only one", disk.id, path.display());
         }
         disks.push(disk);
     }
     Ok(disks)
-}
-
-fn open_disk(config: &AgentConfig, path: &Path) -> anyhow::Result<Disk> {
-    let device = BlockDevice::open(path)?;
-    let geometry =
-        Geometry::new(device.size_bytes, config.block_shift).with_context(|| path.display().to_string())?;
-    let id = disk_id(&device.name, &device.path);
-    let reader = DirectReader::open(&device.path, geometry).with_context(|| path.display().to_string())?;
-    let mut tracker = BpfTracker::open(&device, config.block_shift, &pin_path(&config.id, &id))?;
-    let claim = tracker.claim()?;
-    match claim.gap {
-        None => info!(AGENT = %config.id, DISK = %id, "{} is tracked on, nothing was missed", device.name),
-        Some(gap) if !matches!(gap, Gap::NewTracker | Gap::Ordered) => warn!(
-            MESSAGE_ID = GAP_FOUND, AGENT = %config.id, DISK = %id, "{} is tracked, with a gap: {gap}", device.name
-        ),
-        Some(gap) => info!(AGENT = %config.id, DISK = %id, "{} is tracked: {gap}", device.name),
-    }
-    Ok(Disk { id, device, geometry, tracker: Box::new(tracker), reader: Box::new(reader) })
 }

@@ -12,7 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use super::registry::House;
 use super::schedule::Schedule;
-use super::session::{DiskSession, Event, SessionError};
+use super::session::{Admission, DiskSession, Event, SessionError};
 use crate::checkpoint::{Checkpoint, Consistency};
 use crate::clock::unix_ms;
 use crate::ids::{AgentId, CheckpointId, DiskId};
@@ -47,6 +47,8 @@ pub enum Input {
         out: mpsc::Sender<Vec<u8>>,
         /// The agent's way for orders.
         orders: mpsc::Sender<ConfigDown>,
+        /// The stored disk whose place this one has taken.
+        replaces: Option<DiskId>,
     },
     /// A frame of a connection.
     Frame(u64, Endpoint, Vec<u8>),
@@ -100,6 +102,7 @@ impl DiskHandle {
             early: None,
             ready: false,
             orders: None,
+            replaces: None,
             waiting: Vec::new(),
             ordered: Vec::new(),
             comparing: Vec::new(),
@@ -145,6 +148,7 @@ struct Worker {
     early: Option<Vec<u8>>,
     ready: bool,
     orders: Option<mpsc::Sender<ConfigDown>>,
+    replaces: Option<DiskId>,
     /// Who waits for the next sync that is ordered, and for the one that was.
     waiting: Vec<SyncReply>,
     ordered: Vec<SyncReply>,
@@ -185,8 +189,8 @@ impl Worker {
 
     fn input(&mut self, input: Input) {
         match input {
-            Input::LinkUp { number, endpoint, out, orders } => {
-                self.orders = Some(orders);
+            Input::LinkUp { number, endpoint, out, orders, replaces } => {
+                (self.orders, self.replaces) = (Some(orders), replaces);
                 self.link_up(number, endpoint, out);
             }
             Input::Frame(number, endpoint, bytes) => self.frame(number, endpoint, &bytes),
@@ -276,6 +280,10 @@ impl Worker {
             // The attach may overtake the other connection's arrival here; nothing else comes before its answer.
             self.early = Some(bytes.to_vec());
             return;
+        }
+        if !self.session.is_attached() {
+            let accepted = self.house.accepted.contains(&self.agent, &self.disk);
+            self.session.admit(Admission { replaces: self.replaces.clone(), accepted });
         }
         let result = self.session.frame(endpoint, bytes);
         self.take(result);
@@ -408,6 +416,9 @@ impl Worker {
             info!(AGENT = %agent, DISK = %disk, CHECKPOINT = %id, "checkpoint {id} ({consistency}){note}");
         }
         self.show();
+        if let Err(error) = self.house.accepted.take(agent, disk) {
+            warn!(AGENT = %agent, DISK = %disk, "that its change was accepted is not taken back: {error}");
+        }
         let added = CheckpointAdded { agent: agent.clone(), disk: disk.clone(), id: *id };
         let _ = self.house.checkpoints.send(added);
         for reply in self.take_answered() {
@@ -531,6 +542,7 @@ impl Worker {
             (true, false, None) => DiskState::Comparing,
             (true, true, _) => DiskState::Idle,
         };
+        status.size_bytes = self.session.size_bytes().unwrap_or(status.size_bytes);
         let scanning = !self.ready && self.session.is_attached();
         status.progress =
             if scanning { copied.unwrap_or_else(|| self.session.compare_progress()) } else { 0.0 };

@@ -1,5 +1,6 @@
 //! The role that keeps the replicas: listens, admits agents, and keeps one thread a disk that owns its store.
 
+pub mod change;
 pub mod config_link;
 pub mod control;
 pub mod disk;
@@ -9,6 +10,8 @@ mod full_tests;
 pub mod generations;
 pub mod reattach;
 pub mod registry;
+#[cfg(test)]
+mod resize_tests;
 pub mod room;
 pub mod schedule;
 pub mod server;

@@ -5,6 +5,7 @@
 //! and is healed by a compare, never by trusting and never by sending the whole disk again.
 
 use crate::checkpoint::Checkpoint;
+use crate::geometry::Geometry;
 use crate::ids::Epoch;
 use crate::tracker::{Claim, Gap};
 use crate::wire::message::{Plan, is_fresh};
@@ -19,8 +20,13 @@ pub enum Reason {
     OtherHistory,
 }
 
-/// The plan, and why if it is a compare.
-pub fn plan(claim: Claim, newest: Option<&Checkpoint>, copy: Option<Epoch>) -> (Plan, Option<Reason>) {
+/// The plan for a disk of this size, and why if it is a compare. `copy` is the life in which a copy of this size began.
+pub fn plan(
+    claim: Claim,
+    geometry: Geometry,
+    newest: Option<&Checkpoint>,
+    copy: Option<Epoch>,
+) -> (Plan, Option<Reason>) {
     let gap = claim.gap.map_or(Reason::OtherHistory, Reason::Gap);
     let Some(newest) = newest else {
         // A copy that began in this tracker's life and had no doubt since only lacks what is missing.
@@ -29,6 +35,9 @@ pub fn plan(claim: Claim, newest: Option<&Checkpoint>, copy: Option<Epoch>) -> (
         let plan = Plan::Copy { compare: !same_life };
         return (plan, (!same_life).then_some(gap));
     };
+    if newest.geometry != geometry {
+        return (Plan::Compare, Some(Reason::Gap(Gap::Resized)));
+    }
     let same_life = newest.epoch == claim.epoch;
     // The commit was made, but its acknowledgement was lost: pending reaches back further than needed. The first
     // commit of a life also healed the doubt that every life begins with.
@@ -42,7 +51,6 @@ pub fn plan(claim: Claim, newest: Option<&Checkpoint>, copy: Option<Epoch>) -> (
 mod tests {
     use super::*;
     use crate::checkpoint::Consistency;
-    use crate::geometry::Geometry;
     use crate::ids::CheckpointId;
 
     const LIFE: Epoch = Epoch([1; 16]);
@@ -52,13 +60,22 @@ mod tests {
         CheckpointId::next(n, None)
     }
 
+    fn size(size_bytes: u64) -> Geometry {
+        Geometry::new(size_bytes, 12).unwrap()
+    }
+
+    /// The plan for a disk that has the size of its newest checkpoint.
+    fn plan(claim: Claim, newest: Option<&Checkpoint>, copy: Option<Epoch>) -> (Plan, Option<Reason>) {
+        super::plan(claim, size(1 << 20), newest, copy)
+    }
+
     fn checkpoint(n: i64, parent: Option<i64>) -> Checkpoint {
         Checkpoint {
             id: id(n),
             agent: "a".parse().unwrap(),
             disk: "d".parse().unwrap(),
             device: "sda".to_owned(),
-            geometry: Geometry::new(1 << 20, 12).unwrap(),
+            geometry: size(1 << 20),
             parent: parent.map(id),
             consistency: Consistency::Filesystem,
             time_unix_ms: 0,
@@ -86,6 +103,17 @@ mod tests {
         for gap in [Gap::NewTracker, Gap::Passthrough, Gap::Audit] {
             assert_eq!(on(claim(LIFE, Some(9), Some(gap))), Plan::Compare, "{gap}");
             assert_eq!(on(claim(LIFE, Some(8), Some(gap))), Plan::Compare, "{gap}");
+        }
+    }
+
+    #[test]
+    fn a_disk_of_another_size_is_compared_whatever_its_tracker_says() {
+        let newest = checkpoint(9, Some(8));
+        let resized = (Plan::Compare, Some(Reason::Gap(Gap::Resized)));
+        for now in [(1 << 20) - 512, (1 << 20) + 512] {
+            for claim in [claim(LIFE, Some(9), None), claim(OTHER, None, Some(Gap::NewTracker))] {
+                assert_eq!(super::plan(claim, size(now), Some(&newest), None), resized);
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use blxrep_dbus::problem::{Problem, ProblemKind};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::{error, warn};
 
+use super::change;
 use super::disk::{DiskHandle, Input};
 use super::generations::Generations;
 use crate::accept::Accepted;
@@ -67,6 +68,8 @@ struct Session {
     token: [u8; 16],
     orders: mpsc::Sender<ConfigDown>,
     disks: HashMap<DiskId, DiskOffer>,
+    /// Stored disks of which another one has taken the place, by the other one's id.
+    replaced: HashMap<DiskId, DiskId>,
     /// Who it is, once it was welcomed.
     peer: Option<Peer>,
     cut: watch::Sender<bool>,
@@ -151,6 +154,8 @@ pub struct Admitted {
     pub orders: mpsc::Sender<ConfigDown>,
     /// Turns true when the session ends.
     pub cut: watch::Receiver<bool>,
+    /// The stored disk whose place it has taken.
+    pub replaces: Option<DiskId>,
 }
 
 impl Registry {
@@ -249,7 +254,8 @@ impl Registry {
         }
         let (orders_tx, orders) = mpsc::channel(2 * DISKS_MAX);
         let (cut_tx, cut) = watch::channel(false);
-        let session = Session { token, orders: orders_tx, disks: HashMap::new(), peer: None, cut: cut_tx };
+        let (disks, replaced) = (HashMap::new(), HashMap::new());
+        let session = Session { token, orders: orders_tx, disks, replaced, peer: None, cut: cut_tx };
         state.sessions.insert(agent.clone(), session);
         Some(Place { registry: self.clone(), agent: agent.clone(), token, cut, orders })
     }
@@ -263,6 +269,13 @@ impl Registry {
                 || known.shown.status().newest.is_some()
                 || disks.iter().any(|offer| offer.disk == *disk)
         });
+        let stored = state.disks.values().map(|known| known.shown.status().clone());
+        let stored = stored.filter(|status| status.agent == *agent && status.newest.is_some());
+        let stored: Vec<_> = stored.map(|status| (status.disk, status.device)).collect();
+        let replaced = disks.iter().filter_map(|offer| {
+            change::in_place_of(offer, &disks, &stored).map(|old| (offer.disk.clone(), old))
+        });
+        let replaced = replaced.collect();
         for offer in &disks {
             let size_bytes = offer.geometry.size_bytes();
             let status = DiskStatus::new(agent.clone(), offer.disk.clone(), offer.device.clone(), size_bytes);
@@ -271,6 +284,7 @@ impl Registry {
         }
         if let Some(session) = state.sessions.get_mut(agent) {
             session.peer = Some(peer);
+            session.replaced = replaced;
             session.disks = disks.into_iter().map(|offer| (offer.disk.clone(), offer)).collect();
         }
         self.pauses.of(agent)
@@ -347,7 +361,8 @@ impl Registry {
             None => self.start(&known.shown).map_err(|e| format!("no thread for the disk: {e}"))?,
         };
         known.handle = Some(handle.clone());
-        Ok(Admitted { disk: handle, orders: session.orders.clone(), cut: session.cut.subscribe() })
+        let replaces = session.replaced.get(disk).cloned();
+        Ok(Admitted { disk: handle, orders: session.orders.clone(), cut: session.cut.subscribe(), replaces })
     }
 
     /// Turns true when this session of the agent ends.

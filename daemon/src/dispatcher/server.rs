@@ -148,9 +148,9 @@ impl Server {
 }
 
 async fn disk(socket: ServerSocket, endpoint: Endpoint, admitted: Admitted, number: u64, peer: SocketAddr) {
-    let Admitted { disk, orders, mut cut } = admitted;
+    let Admitted { disk, orders, mut cut, replaces } = admitted;
     let (out, outbound) = mpsc::channel(OUTBOUND_MAX_FRAMES);
-    if disk.queue.send(Input::LinkUp { number, endpoint, out, orders }).await.is_err() {
+    if disk.queue.send(Input::LinkUp { number, endpoint, out, orders, replaces }).await.is_err() {
         return;
     }
     let deliver = |frame| {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
+use super::change::{self, Known};
 use super::reattach::{self, Reason};
 use super::room::{self, Shortage};
 use crate::checkpoint::Checkpoint;
@@ -92,6 +93,15 @@ pub enum Event {
     },
 }
 
+/// What is to be known of a disk before it attaches.
+#[derive(Debug, Clone, Default)]
+pub struct Admission {
+    /// The stored disk whose place it has taken.
+    pub replaces: Option<DiskId>,
+    /// Whether a person has accepted that it was replaced, or shrank.
+    pub accepted: bool,
+}
+
 struct Attachment {
     geometry: Geometry,
     device: String,
@@ -113,6 +123,7 @@ pub struct DiskSession {
     disk: DiskId,
     instance: Epoch,
     store: Option<DiskStore>,
+    admission: Admission,
     attachment: Option<Attachment>,
     comparing: Option<Epoch>,
     /// The last seal was refused: the agent is to send everything pending again.
@@ -134,6 +145,7 @@ impl DiskSession {
             disk,
             instance,
             store: None,
+            admission: Admission::default(),
             attachment: None,
             comparing: None,
             distrust: false,
@@ -149,6 +161,16 @@ impl DiskSession {
     /// Whether the agent is attached.
     pub fn is_attached(&self) -> bool {
         self.attachment.is_some()
+    }
+
+    /// Takes in what is to be known of the disk before it attaches.
+    pub fn admit(&mut self, admission: Admission) {
+        self.admission = admission;
+    }
+
+    /// The size of the disk that is attached.
+    pub fn size_bytes(&self) -> Option<u64> {
+        self.attachment.as_ref().map(|attachment| attachment.geometry.size_bytes())
     }
 
     /// Bytes copied and bytes of the disk, while the full copy is under way.
@@ -277,26 +299,24 @@ impl DiskSession {
     ) -> Result<Vec<Event>, SessionError> {
         check_device_name(&device)?;
         self.need_reserve()?;
-        self.store()?;
-        let comparing = self.comparing;
+        let resized = self.resize(geometry)?;
+        let comparing = self.comparing.filter(|_| !resized);
         let store = self.store()?;
-        // What came on a connection that broke must be durable before the agent is told it is here.
-        store.sync()?;
-        let known = store.newest().map(|c| c.geometry).or_else(|| store.copy().map(|c| c.geometry));
-        check_geometry(known, geometry)?;
         store.set_epoch(claim.epoch);
-        let (plan, reason) = reattach::plan(claim, store.newest(), store.copy().map(|copy| copy.epoch));
+        let copy = store.copy().filter(|copy| copy.geometry == geometry);
+        let (plan, reason) =
+            reattach::plan(claim, geometry, store.newest(), copy.as_ref().map(|copy| copy.epoch));
         let mut resumes = true;
         match plan {
             Plan::Continue => {}
             Plan::Copy { compare } => {
-                let begun = store.copy().is_some();
+                let begun = copy.is_some();
                 self.need_room(if begun { 0 } else { geometry.size_bytes() })?;
                 let store = self.store()?;
                 if !begun {
                     store.begin_copy(geometry, &device, claim.epoch)?;
                 }
-                resumes = !compare || comparing == Some(claim.epoch);
+                resumes = !resized && (!compare || comparing == Some(claim.epoch));
             }
             // What came of the round before stays: the compare is with all that is here.
             Plan::Compare => {
@@ -304,13 +324,18 @@ impl DiskSession {
                 resumes = comparing == Some(claim.epoch);
             }
         }
-        let gap = reason.map(|reason| (claim.gap.unwrap_or(Gap::NewTracker), describe_gap(reason)));
+        let gap = reason.map(|reason| match reason {
+            Reason::Gap(gap) => (gap, gap.to_string()),
+            Reason::OtherHistory => {
+                (Gap::NewTracker, "the agent's last checkpoint is not the newest one here".to_owned())
+            }
+        });
         let resumes = resumes && !std::mem::take(&mut self.distrust);
         let store = self.store()?;
         let newest = store.newest().map(Newest::from);
         let next_seq = store.last_seq() + 1;
         let unreadable = store.unreadable()?.extents(u64::MAX).take(UNREADABLE_MAX_EXTENTS).collect();
-        self.comparing = self.comparing.filter(|_| gap.is_some());
+        self.comparing = comparing.filter(|_| gap.is_some());
         let scanning = plan != Plan::Continue;
         let acked = [next_seq - 1; 2];
         self.attachment = Some(Attachment {
@@ -340,6 +365,25 @@ impl DiskSession {
         }
         events.extend((!scanning).then_some(Event::Ready { scanned: false }));
         Ok(events)
+    }
+
+    /// Lets the disk go on with the size it has now, if it may; true if that is another than so far.
+    fn resize(&mut self, geometry: Geometry) -> Result<bool, SessionError> {
+        let Admission { replaces, accepted } = self.admission.clone();
+        let (agent, disk) = (self.agent.clone(), self.disk.clone());
+        let store = self.store()?;
+        // What came on a connection that broke must be durable before the agent is told it is here.
+        store.sync()?;
+        let committed = store.newest().map(|newest| newest.geometry);
+        let copied = store.copy().map(|copy| copy.geometry);
+        let known = Known { committed, copied, replaces: replaces.as_ref(), accepted };
+        change::check(&agent, &disk, geometry, known).map_err(SessionError::Lasting)?;
+        let Some(before) = committed.or(copied).filter(|before| *before != geometry) else {
+            return Ok(committed.is_some() && store.resize(geometry)?);
+        };
+        let (old, new) = (before.size_bytes(), geometry.size_bytes());
+        info!(AGENT = %agent, DISK = %disk, "the disk has {new} bytes now, {old} are stored of it");
+        Ok(committed.is_none() || store.resize(geometry)?)
     }
 
     fn data(
@@ -506,27 +550,6 @@ pub(super) fn check_device_name(device: &str) -> Result<(), SessionError> {
         return Err(SessionError::Protocol("a device name that is none".to_owned()));
     }
     Ok(())
-}
-
-fn check_geometry(known: Option<Geometry>, now: Geometry) -> Result<(), SessionError> {
-    let Some(known) = known.filter(|known| *known != now) else { return Ok(()) };
-    let (old, new) = (known.size_bytes(), now.size_bytes());
-    Err(SessionError::Lasting(if new < old {
-        format!("the disk shrank from {old} to {new} bytes: is it the same disk? Nothing was changed here")
-    } else if new > old {
-        format!(
-            "the disk grew from {old} to {new} bytes: this version cannot go on with it; enroll it under a new agent id"
-        )
-    } else {
-        "the disk was copied with another block size".to_owned()
-    }))
-}
-
-fn describe_gap(reason: Reason) -> String {
-    match reason {
-        Reason::Gap(gap) => gap.to_string(),
-        Reason::OtherHistory => "the agent's last checkpoint is not the newest one here".to_owned(),
-    }
 }
 
 fn describe(plan: Plan) -> &'static str {

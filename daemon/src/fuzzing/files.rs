@@ -84,7 +84,10 @@ static STORE: LazyLock<Store> = LazyLock::new(|| {
     store.put_changed(&[Extent { first: 1, count: 1 }]).unwrap();
     store.put_gap(Gap::SkippedRuns).unwrap();
     store.put_changed(&[Extent { first: 3, count: 2 }, Extent { first: 5, count: 1 }]).unwrap();
-    for (seq, run) in [run_of(3, 1, 5), Run::zeros(3, 3), run_of(5, 1, 2), run_of(0, 4, 8)].iter().enumerate()
+    for (seq, run) in
+        [run_of(3, 1, 5), Run::zeros(3, 3), run_of(5, 1, 2), run_of(0, 4, 8), Run::unreadable(1, 2)]
+            .iter()
+            .enumerate()
     {
         store.put_delta(3 + seq as u64, run).unwrap();
     }

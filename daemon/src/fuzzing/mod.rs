@@ -4,7 +4,13 @@
 //!
 //! Only there in tests and under cargo-fuzz.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a fuzz target ends so"
+)]
 
 mod files;
 mod repair;

@@ -67,7 +67,7 @@ fn try_mutations(name: &str) {
             mutate(&mut random, &mut bytes, other);
         }
         if std::panic::catch_unwind(|| check(&bytes)).is_err() {
-            let kept = PathBuf::from(std::env::temp_dir()).join(format!("blxrep-fuzz-{name}-{n}"));
+            let kept = std::env::temp_dir().join(format!("blxrep-fuzz-{name}-{n}"));
             fs::write(&kept, &bytes).unwrap();
             panic!("{name}: try {n} broke a promise; the input is in {}", kept.display());
         }

@@ -42,7 +42,7 @@ fn run(bytes: &[u8]) {
         assert_eq!(again, bytes, "a run has one encoding");
         if let Ok(Some(data)) = run.unpack(geometry()) {
             let hashes = hash_blocks(&data, geometry().block_bytes());
-            assert!(hashes.iter().zip(0..).all(|(hash, i)| run.hash(i) == *hash));
+            assert!(hashes.iter().zip(0..).all(|(hash, i)| run.hash(i).content() == *hash));
             assert_eq!(hashes.len() as u64, run.extent().count);
         }
     }
@@ -90,6 +90,7 @@ fn runs() -> Vec<Run> {
     blake3::Hasher::new().finalize_xof().fill(&mut noise);
     vec![
         Run::zeros(3, 400),
+        Run::unreadable(9, 2),
         Run::pack(1, hash_blocks(&text, 4096), &text),
         Run::pack(512, hash_blocks(&noise, 4096), &noise),
     ]
@@ -137,6 +138,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         DiskUp::Changed(vec![extent, extent]),
         DiskUp::WantDigests { first_group: 1, count: 2 },
         DiskUp::WantHashes { group: 1 },
+        DiskUp::ScanBegins,
         DiskUp::ScanDone,
         DiskUp::Scanned { groups: 1 },
         DiskUp::SyncFailed { reason: "too much changed".into(), paused: false },
@@ -147,6 +149,16 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         DiskDown::Digests { first_group: 0, digests: vec![GroupDigest::MISSING; 3] },
         DiskDown::Hashes { group: 2, hashes: vec![BlockHash([3; 16]); 2] },
         DiskDown::Ack { seq: 5 },
+        DiskDown::ScanClosed,
+        DiskDown::Attached {
+            plan: crate::wire::message::Plan::Copy { compare: true },
+            instance: Epoch([2; 16]),
+            resumes: false,
+            newest: None,
+            unreadable: vec![extent],
+            next_seq: 1,
+            window_bytes: 48 << 20,
+        },
         DiskDown::Committed { id },
         DiskDown::Refused { reason: "no space left".into(), lasting: false },
     ] {

@@ -40,7 +40,7 @@ fn owner() -> Paths {
 }
 
 /// The disk at checkpoint `n`: blocks that compress and one that does not, zeros that come and go, a hole, a short last
-/// block.
+/// block. Block 6 is zeros always, and unreadable at last.
 fn version(n: usize) -> Vec<u8> {
     let mut disk = vec![0u8; geometry().size_bytes() as usize];
     let mut fill = |block: usize, seed: u8, noise: bool| {
@@ -86,6 +86,10 @@ fn life(tree: &mut Tree, owner: &Paths, epoch: u8) {
                 store.put_changed(&[Extent { first: block, count: 1 }]).unwrap();
                 store.put_delta(block + 1, &run(&now, block, 1)).unwrap();
             }
+        }
+        if n + 1 == COMMITS {
+            // It stays what it was: zeros.
+            store.put_delta(20, &Run::unreadable(6, 1)).unwrap();
         }
         store
             .commit(Seal {

@@ -65,7 +65,7 @@ fn a_restore_that_is_canceled_anywhere_leaves_nothing() {
 fn a_device_of_a_canceled_restore_is_said_to_hold_a_part_if_it_does() {
     let dir = lay(&tree());
     let backing = dir.path().join("data/backing");
-    let junk = vec![0xaa; version(0).len()];
+    let junk = vec![0xaa; version(3).len()];
     for n in 1..=looks(dir.path()) {
         fs::write(&backing, &junk).unwrap();
         let device = Loop::over(&backing);

@@ -61,7 +61,10 @@ pub fn restore(options: RestoreOptions, progress: Progress<'_>) -> Result<Restor
     chosen.verified(&mut tick)?;
     let mut view = chosen.view()?;
     let unreadable_sectors = chosen.unreadable_sectors()?;
-    let cloned = chosen.base().is_some_and(|base| target.clone_from(&data_dir.join(chosen.owner.img(base))));
+    let cloned = match chosen.base() {
+        Some(base) => target.clone_from(&data_dir.join(chosen.owner.img(base)), size)?,
+        None => false,
+    };
     let written = write(&mut view, &mut target, cloned, &mut tick)
         .and_then(|written_bytes| read_back(&mut view, &target, &mut tick).map(|()| written_bytes));
     let written_bytes = written.map_err(|e| target.explain(e))?;

@@ -150,16 +150,22 @@ impl Target {
         }
     }
 
-    /// Lets the file begin as a copy of `base` that shares its space, where the file system can. True if it did.
-    pub(super) fn clone_from(&mut self, base: &Path) -> bool {
+    /// Lets the file begin as a copy of `base` that shares its space, where the file system can; `size_bytes` of it, with
+    /// zeros behind it where it has less. True if it did.
+    ///
+    /// # Errors
+    /// Io.
+    pub(super) fn clone_from(&mut self, base: &Path, size_bytes: u64) -> Result<bool, RestoreError> {
         if !self.zeros {
-            return false;
+            return Ok(false);
         }
-        let Ok(base) = File::open(base) else { return false };
+        let Ok(base) = File::open(base) else { return Ok(false) };
         // SAFETY: FICLONE takes two open files by number and touches no memory of this process.
         let cloned = unsafe { libc::ioctl(self.file.as_raw_fd(), libc::FICLONE, base.as_raw_fd()) } == 0;
         self.zeros = !cloned;
-        cloned
+        // The base may be of a time when the disk had another size.
+        self.file.set_len(size_bytes).map_err(|e| self.failed("make it as long as the disk", e))?;
+        Ok(cloned)
     }
 
     /// Writes `data`, or `len` zeros without it; zeros where the target reads as zeros stay holes. Gives the bytes that

@@ -105,7 +105,8 @@ fn every_checkpoint_comes_back_and_a_b_a_comes_back_as_a() {
     assert_eq!(version(0)[block.clone()], version(2)[block.clone()]);
     assert_ne!(version(0)[block.clone()], version(1)[block]);
     let rows = show(&dir.path().join("data"), &owner().agent, Some("/dev/sda"), None, None).unwrap();
-    assert_eq!(rows.len(), 4);
+    let sizes: Vec<_> = rows.iter().map(|row| row.size_bytes as usize).collect();
+    assert_eq!(sizes, [0, 1, 2, 3].map(|n| version(n).len()), "each has the size that the disk had");
     assert_eq!(rows[1].parent.as_ref(), Some(&rows[0].checkpoint));
     assert!(rows[0].time.ends_with('Z') && rows.iter().all(|r| r.delta_bytes > 0));
 }
@@ -286,7 +287,7 @@ fn a_device_gets_every_block_and_nothing_before_damage_was_looked_for() {
     let mut tree = tree();
     let dir = lay(&tree);
     let backing = dir.path().join("data/backing");
-    let junk = vec![0xaa; version(0).len() + 4096];
+    let junk = vec![0xaa; version(3).len() + 4096];
     fs::write(&backing, &junk).unwrap();
     let device = Loop::over(&backing);
     let to_device = |dir: &Path| {
@@ -314,7 +315,29 @@ fn a_device_gets_every_block_and_nothing_before_damage_was_looked_for() {
     assert!(error.kind() == ProblemKind::InvalidArgument && error.to_string().contains("needs"), "{error}");
 }
 
-/// A small tmpfs, gone when dropped.
+/// There the image begins as a copy of the base, which is larger than one checkpoint and smaller than another.
+#[test]
+fn a_file_system_that_can_share_the_base_gives_images_of_the_right_size() {
+    let files = tree();
+    let dir = tempfile::tempdir().unwrap();
+    let (image, at) = (dir.path().join("xfs"), dir.path().join("mnt"));
+    fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
+    fs::create_dir(&at).unwrap();
+    let ran = |command: &mut Command| assert!(command.status().is_ok_and(|s| s.success()), "{command:?}");
+    ran(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image));
+    ran(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
+    let _mounted = Tmpfs(at.clone());
+    for (path, bytes) in &files {
+        let path = at.join("data").join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    for n in 0..4 {
+        run(&at, &id(n).to_string()).unwrap();
+    }
+}
+
+/// A small file system, gone when dropped.
 struct Tmpfs(PathBuf);
 
 impl Tmpfs {

@@ -79,12 +79,14 @@ pub fn view(dir: &Dir, owner: &Paths, chain: &Chain, count: usize) -> Result<Vie
     let (mut layers, mut map) = (Layers::default(), block_map::BlockMap::default());
     let mut members = chain.members.iter().take(count);
     let base = members.next().ok_or_else(|| StoreError::Refused("there is no base image".into()))?;
+    let mut geometry = base.checkpoint.geometry;
     for member in members {
-        let layer = layers.push(member.checkpoint.id);
-        let pieces = bak::read_index(layers.file(dir, owner, layer)?, &member.header, layer)?;
-        pieces.pieces().for_each(|piece| map.insert(*piece));
+        let before = std::mem::replace(&mut geometry, member.checkpoint.geometry);
+        let layer = layers.push(member.checkpoint.id, geometry);
+        let pieces = bak::read_index(layers.file(dir, owner, layer)?.0, &member.header, layer)?;
+        map.lay(layer, &pieces, before.blocks(), geometry.blocks());
     }
-    View::new(dir.clone(), owner.clone(), base.checkpoint.geometry, base.checkpoint.id, layers, map)
+    View::new(dir.clone(), owner.clone(), geometry, &base.checkpoint, layers, map)
 }
 
 impl Verifier<'_> {

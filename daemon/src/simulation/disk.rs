@@ -17,6 +17,12 @@ impl ModelDisk {
         Self { geometry, fills: vec![0; geometry.blocks() as usize] }
     }
 
+    /// What is cut off is gone; what is new is zeros.
+    pub(super) fn resize(&mut self, geometry: Geometry) {
+        self.geometry = geometry;
+        self.fills.resize(geometry.blocks() as usize, 0);
+    }
+
     pub(super) fn write(&mut self, extent: Extent, fill: u8) {
         self.part_mut(extent).fill(fill);
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::dispatcher::schedule::Schedule;
-use crate::dispatcher::session::DiskSession;
+use crate::dispatcher::session::{Admission, DiskSession};
 use crate::ids::Epoch;
 use crate::store::layout::Paths;
 use crate::store::simfiles::SimFiles;
@@ -30,8 +30,11 @@ pub(super) struct Dispatcher {
 impl Dispatcher {
     pub(super) fn new(files: &SimFiles, life: u8, now_ms: u64) -> Self {
         let Paths { agent, disk } = paths();
+        let mut session = DiskSession::new(files.arc(), agent, disk, Epoch([life; 16]));
+        // A person lets every disk shrink.
+        session.admit(Admission { replaces: None, accepted: true });
         Self {
-            session: DiskSession::new(files.arc(), agent, disk, Epoch([life; 16])),
+            session,
             schedule: Schedule::new(SYNC_EVERY),
             life,
             is_up: true,

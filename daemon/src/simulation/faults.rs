@@ -4,6 +4,7 @@ use super::dispatcher::Dispatcher;
 use super::world::{Event, World};
 use crate::agent::action::Input;
 use crate::bitmap::BlockSet;
+use crate::geometry::Geometry;
 use crate::store::simfiles::Loss;
 
 /// Something that breaks, or is mended.
@@ -37,6 +38,8 @@ pub(super) enum Fault {
     ClockJumps,
     /// A write that the tracker missed, and knows that it missed something.
     Unseen,
+    /// The disk grows or shrinks.
+    Resize,
     /// Sectors of the disk go bad; they can be read again.
     Spoil,
     Mend,
@@ -46,7 +49,7 @@ pub(super) enum Fault {
     Load,
 }
 
-const ANY: [Fault; 14] = [
+const ANY: [Fault; 15] = [
     Fault::Cut,
     Fault::Cut,
     Fault::Partition,
@@ -58,6 +61,7 @@ const ANY: [Fault; 14] = [
     Fault::StoreFull,
     Fault::ClockJumps,
     Fault::Unseen,
+    Fault::Resize,
     Fault::Spoil,
     Fault::Pause,
     Fault::Load,
@@ -112,6 +116,7 @@ impl World {
                 let blocks = self.machine.write_unseen(&mut self.random);
                 self.oracle.allowed_blocks += blocks;
             }
+            Fault::Resize => self.resize(),
             Fault::Spoil => {
                 // A compare tells of them; and of what can be read again.
                 self.oracle.allowed_blocks += 2 * self.machine.spoil(&mut self.random);
@@ -129,6 +134,18 @@ impl World {
         self.after(1, Event::Tick(life));
         let wait = self.random.between(1, 500);
         self.after(wait, Event::Connect(life));
+    }
+
+    fn resize(&mut self) {
+        if !self.machine.is_on {
+            return;
+        }
+        self.cut();
+        let size_bytes = (self.random.between(1, 5) << 20) + 512 * self.random.below(9);
+        let geometry = Geometry::new(size_bytes, self.machine.geometry().block_shift()).unwrap();
+        // What was staged for a disk of another size is sent again.
+        self.oracle.allowed_blocks += self.machine.resize(geometry) + geometry.blocks();
+        self.agent_begins();
     }
 
     fn power_cut(&mut self) {

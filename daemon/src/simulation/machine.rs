@@ -185,6 +185,23 @@ impl Machine {
         changed
     }
 
+    /// The disk is given another size: the agent opens it anew, with a new tracker. Gives how many blocks were just
+    /// written.
+    pub(super) fn resize(&mut self, geometry: Geometry) -> u64 {
+        let written = self.complete_all();
+        self.flush_cache();
+        self.disk.resize(geometry);
+        self.boots += 1;
+        self.tracker.reboot(self.boots);
+        self.restart_agent();
+        written
+    }
+
+    fn complete_all(&mut self) -> u64 {
+        let numbers: Vec<u64> = self.in_flight.iter().map(|write| write.number).collect();
+        numbers.into_iter().map(|number| self.complete(number)).sum()
+    }
+
     /// All that is flushed is not taken back by a power cut any more.
     fn flush_cache(&mut self) {
         self.cache.clear();
@@ -213,8 +230,7 @@ impl Machine {
         to_send: &BlockSet,
         last: Option<CheckpointId>,
     ) -> (u64, Result<Outcome, String>) {
-        let numbers: Vec<u64> = self.in_flight.iter().map(|write| write.number).collect();
-        let mut written: u64 = numbers.into_iter().map(|number| self.complete(number)).sum();
+        let mut written = self.complete_all();
         self.flush_cache();
         let mut rest = self.tracker.drain().unwrap();
         rest.union(to_send);

@@ -15,11 +15,17 @@ pub struct Piece {
     pub layer: u32,
     /// The record's sequence number.
     pub seq: u64,
-    /// Where the record begins in its file, in bytes.
+    /// Where the record begins in its file, in bytes; 0, where no record can be, for blocks that became zeros because
+    /// the disk ended before them.
     pub record: u64,
 }
 
 impl Piece {
+    /// Whether the blocks are zeros of which no record says so.
+    pub fn is_behind_the_end(&self) -> bool {
+        self.record == 0
+    }
+
     fn rank(&self) -> (u32, u64, u64) {
         (self.layer, self.seq, self.record)
     }
@@ -50,6 +56,17 @@ impl BlockMap {
             at = high;
         }
         self.put(new.cut(at, end));
+    }
+
+    /// Lays the blocks of the next checkpoint, as layer `layer`, over those of the ones before. `end` is the number of its
+    /// blocks, `end_before` that of the checkpoint before. What was behind the end of a disk does not come back when it
+    /// grows again.
+    pub fn lay(&mut self, layer: u32, map: &BlockMap, end_before: u64, end: u64) {
+        if end < end_before {
+            let extent = Extent { first: end, count: end_before - end };
+            self.insert(Piece { extent, skip: 0, layer, seq: 0, record: 0 });
+        }
+        map.pieces().for_each(|piece| self.insert(Piece { layer, ..*piece }));
     }
 
     fn overlapping(&self, start: u64, end: u64) -> Vec<Piece> {
@@ -137,5 +154,22 @@ mod tests {
             prop_assert_eq!(inside, map.blocks().iter().filter(|b| (10..23).contains(b)).count() as u64);
             prop_assert_eq!(map.touches(part), inside > 0);
         }
+    }
+
+    #[test]
+    fn what_a_smaller_disk_cut_off_stays_zeros_when_it_grows_again() {
+        let piece = |first, count, record| {
+            let mut map = BlockMap::default();
+            map.insert(Piece { extent: Extent { first, count }, skip: 0, layer: 0, seq: 9, record });
+            map
+        };
+        let mut map = BlockMap::default();
+        map.lay(0, &piece(2, 8, 1024), 10, 10);
+        map.lay(1, &piece(0, 1, 1024), 10, 4);
+        map.lay(2, &piece(6, 1, 2048), 4, 12);
+        let found: Vec<_> =
+            map.pieces().map(|p| (p.extent.first, p.extent.count, p.layer, p.record)).collect();
+        assert_eq!(found, [(0, 1, 1, 1024), (2, 2, 0, 1024), (4, 2, 1, 0), (6, 1, 2, 2048), (7, 3, 1, 0)]);
+        assert!(map.within(Extent { first: 4, count: 2 }).iter().all(Piece::is_behind_the_end));
     }
 }

@@ -4,7 +4,7 @@
 //! names.
 
 use super::StoreError;
-use super::block_map::{BlockMap, Piece};
+use super::block_map::BlockMap;
 use super::disk_store::{DiskStore, check_device};
 use super::fold;
 use super::handle::Handle;
@@ -84,8 +84,7 @@ impl DiskStore {
         }
         if seal.geometry != geometry {
             return refuse(format!(
-                "the disk has {} bytes in blocks of {}, its checkpoints have {} in blocks of {}: begin anew in another \
-                 data directory or under another disk id",
+                "the disk has {} bytes in blocks of {}, not the {} in blocks of {} that were agreed on",
                 seal.geometry.size_bytes(),
                 seal.geometry.block_bytes(),
                 geometry.size_bytes(),
@@ -129,8 +128,10 @@ impl DiskStore {
             dir.rename(&owner.next_bak(), &owner.bak(id))?;
             dir.sync_names(&owner.bak(id))?;
             self.newest = Some(Link { id, seal: hash });
-            let layer = self.layers.push(id);
-            map.pieces().for_each(|piece| self.head.insert(Piece { layer, ..*piece }));
+            let blocks_before = self.newest().map_or(0, |newest| newest.geometry.blocks());
+            let layer = self.layers.push(id, closing.geometry);
+            self.head.lay(layer, map, blocks_before, closing.geometry.blocks());
+            self.resized = None;
         }
         self.chain.push(checkpoint.clone());
         Ok(checkpoint)

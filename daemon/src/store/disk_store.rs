@@ -53,6 +53,8 @@ pub struct DiskStore {
     pub(super) newest: Option<Link>,
     /// The base's `.sum`, once there is a base.
     pub(super) base: Option<Handle>,
+    /// The size of the next checkpoint, where it is not the newest's.
+    pub(super) resized: Option<Geometry>,
     pub(super) layers: Layers,
     /// Which layer holds the newest committed data of a block that is not the base's.
     pub(super) head: BlockMap,
@@ -130,6 +132,33 @@ impl DiskStore {
         Ok(())
     }
 
+    /// Says which size the disk has now. If that is news, the open delta and journal are forgotten, which were begun for
+    /// another size, and the answer is true: the disk must then be compared whole. Until it is committed the newest state
+    /// is the newest checkpoint, cut off or with zeros behind its end.
+    ///
+    /// # Errors
+    /// Refused without a checkpoint, or if blocks have another size; NoSpace; Io.
+    pub fn resize(&mut self, geometry: Geometry) -> Result<bool, StoreError> {
+        self.guarded(|s| {
+            let refuse = |why: &str| Err(StoreError::Refused(why.to_owned()));
+            let Some(newest) = s.newest().map(|newest| newest.geometry) else {
+                return refuse("there is no checkpoint: a copy of another size begins anew");
+            };
+            if newest.block_shift() != geometry.block_shift() {
+                return refuse("all checkpoints of a disk have blocks of one size");
+            }
+            if s.geometry() == Some(geometry) {
+                return Ok(false);
+            }
+            s.remove_delta()?;
+            s.journal = None;
+            // If a power cut brings it back, its size tells that it belongs to nothing.
+            s.dir.remove(&s.owner.next_cst())?;
+            s.resized = Some(geometry).filter(|geometry| *geometry != newest);
+            Ok(true)
+        })
+    }
+
     /// How far the full copy is; `None` if none was begun or it has become a checkpoint.
     pub fn copy(&self) -> Option<CopyState> {
         self.copy.as_ref().map(|copy| CopyState {
@@ -141,10 +170,14 @@ impl DiskStore {
         })
     }
 
-    /// Size and block size, once a copy was begun.
+    /// Size and block size of the next checkpoint, once a copy was begun.
     pub fn geometry(&self) -> Option<Geometry> {
-        let committed = self.newest().map(|c| c.geometry);
+        let committed = self.resized.or(self.newest().map(|c| c.geometry));
         committed.or_else(|| self.copy.as_ref().map(Copy::geometry))
+    }
+
+    fn base_geometry(&self) -> Option<Geometry> {
+        self.chain.first().map(|base| base.geometry)
     }
 
     pub(super) fn known_geometry(&self) -> Result<Geometry, StoreError> {
@@ -167,8 +200,10 @@ impl DiskStore {
         let extent = Extent { first, count };
         let overlaid =
             self.head.touches(extent) || self.delta.as_ref().is_some_and(|d| d.map().touches(extent));
-        if !overlaid && let Some(base) = &self.base {
-            return sum::read_digest(base, geometry, group);
+        if let (false, Some(base), Some(stored)) = (overlaid, &self.base, self.base_geometry())
+            && stored.group_extent(group) == (first, count)
+        {
+            return sum::read_digest(base, stored, group);
         }
         let hashes = self.hashes(group)?;
         Ok(if hashes.is_empty() { GroupDigest::MISSING } else { group_digest(&hashes) })
@@ -198,14 +233,14 @@ impl DiskStore {
     /// The hashes of a group without the open delta.
     fn hashes_below(&mut self, geometry: Geometry, group: u64) -> Result<Option<Vec<BlockHash>>, StoreError> {
         let (first, count) = geometry.group_extent(group);
-        let below = match (&self.base, &self.copy) {
-            (Some(base), _) => Some(sum::read(base, geometry, group)?),
-            (None, Some(copy)) => copy.hashes(group)?,
-            (None, None) => None,
+        let below = match (&self.base, self.base_geometry(), &self.copy) {
+            (Some(base), Some(stored), _) => Some(sum::read_resized(base, stored, geometry, group)?),
+            (_, _, Some(copy)) => copy.hashes(group)?,
+            _ => None,
         };
         let Some(mut hashes) = below else { return Ok(None) };
         for piece in self.head.within(Extent { first, count }) {
-            overlay(self.layers.file(&self.dir, &self.owner, piece.layer)?, &piece, first, &mut hashes)?;
+            self.layers.overlay(&self.dir, &self.owner, &piece, first, &mut hashes)?;
         }
         Ok(Some(hashes))
     }
@@ -221,6 +256,10 @@ impl DiskStore {
                 found.subtract(&delta.map().blocks());
             }
             found.union(&delta.unreadable()?);
+        }
+        if let (Some(now), Some(newest)) = (self.resized, self.newest()) {
+            let first = now.blocks();
+            found.remove(Extent { first, count: newest.geometry.blocks().saturating_sub(first) });
         }
         Ok(found)
     }
@@ -274,10 +313,9 @@ impl DiskStore {
     }
 
     pub(super) fn open_header(&self, kind: Kind) -> Result<Header, StoreError> {
-        let committed = self.newest().map(|c| (c.device.clone(), c.geometry));
-        let begun = || self.copy.as_ref().map(|c| (c.header.device.clone(), c.geometry()));
-        let (device, geometry) =
-            committed.or_else(begun).ok_or_else(|| StoreError::Refused("no full copy was begun".into()))?;
+        let geometry = self.known_geometry()?;
+        let begun = || self.copy.as_ref().map(|copy| copy.header.device.clone());
+        let device = self.newest().map(|newest| newest.device.clone()).or_else(begun).unwrap_or_default();
         let parent = self.newest;
         Ok(Header { parent, ..Header::open(kind, &self.owner, &device, geometry, self.epoch) })
     }
@@ -376,13 +414,15 @@ impl DiskStore {
     /// # Errors
     /// NoSpace or Io.
     pub fn drop_delta(&mut self) -> Result<(), StoreError> {
-        self.guarded(|s| {
-            if s.delta.take().is_some() {
-                s.dir.remove(&s.owner.next_bak())?;
-                s.dir.sync_names(&s.owner.next_bak())?;
-            }
-            Ok(())
-        })
+        self.guarded(Self::remove_delta)
+    }
+
+    fn remove_delta(&mut self) -> Result<(), StoreError> {
+        if self.delta.take().is_some() {
+            self.dir.remove(&self.owner.next_bak())?;
+            self.dir.sync_names(&self.owner.next_bak())?;
+        }
+        Ok(())
     }
 
     pub(super) fn guarded<T>(

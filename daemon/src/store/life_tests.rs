@@ -1,5 +1,5 @@
-//! A disk's life (copy, first commit, three deltas) cut at every operation, with and without loss, run full at every
-//! operation, and run with every single sync left out.
+//! A disk's life (copy, first commit, three deltas, of which the second is of a smaller disk and the third of a larger one)
+//! cut at every operation, with and without loss, run full at every operation, and run with every single sync left out.
 
 use super::disk_store::{DiskStore, Seal};
 use super::handle::Dir;
@@ -18,7 +18,13 @@ use crate::tracker::Gap;
 const COMMITS: usize = 4;
 
 pub(crate) fn geometry() -> Geometry {
-    Geometry::new((1 << 20) + (64 << 10) + 512, 16).unwrap()
+    geometry_of(0)
+}
+
+/// The disk's size at commit `n`: cut within block 17, then within block 16, then within block 35.
+pub(crate) fn geometry_of(n: usize) -> Geometry {
+    let size_bytes = [(17 << 16) + 512, (17 << 16) + 512, (16 << 16) + 512, (35 << 16) + 1024];
+    Geometry::new(size_bytes[n.min(3)], 16).unwrap()
 }
 
 pub(crate) fn owner() -> Paths {
@@ -29,30 +35,47 @@ pub(crate) fn id(n: usize) -> CheckpointId {
     CheckpointId::next(1_795_293_296 + n as i64, None)
 }
 
-/// The disk at commit `n`: block 2 is A, B, A; block 3 is zeros now and then; the short last block changes.
+/// The disk at commit `n`: block 2 is A, B, A; block 3 is zeros now and then; the short last block changes. What the smaller
+/// disk cut off is zeros on the larger one.
 pub(crate) fn version(n: usize) -> Vec<u8> {
-    let mut disk = vec![0u8; geometry().size_bytes() as usize];
+    let mut disk = vec![0u8; geometry_of(n).size_bytes() as usize];
     let mut fill = |block: usize, seed: u8| {
         let start = block << 16;
         let end = (start + (1 << 16)).min(disk.len());
+        if start >= end {
+            return;
+        }
         for (i, b) in disk[start..end].iter_mut().enumerate() {
             *b = (i as u8).wrapping_mul(seed) ^ seed;
         }
     };
     fill(0, 1);
     fill(2, [5, 9, 5, 5][n]);
-    // Between the copy and the first checkpoint it stays: the fold finds it untouched.
-    fill(16, [1, 4, 7, 1][n]);
+    fill(16, [1, 4, 7, 7][n]);
     fill(17, n as u8 + 7);
     if n.is_multiple_of(2) {
         fill(3, 77);
         fill(5, 78);
     }
+    if n == 3 {
+        fill(34, 3);
+        fill(35, 4);
+        // As when the smaller disk grew: nobody sends this block again.
+        disk[geometry_of(2).size_bytes() as usize..18 << 16].fill(0);
+    }
     disk
 }
 
-fn run_of(disk: &[u8], extent: Extent) -> Run {
-    let (offset, len) = geometry().range(extent.first, extent.count);
+/// What is copied: not the state of any checkpoint, the delta must mend it. Block 16 stays: the fold finds it untouched.
+fn copied() -> Vec<u8> {
+    let mut disk = version(0);
+    disk[17 << 16..].fill(10);
+    disk[3 << 16..6 << 16].fill(0);
+    disk
+}
+
+fn run_of(geometry: Geometry, disk: &[u8], extent: Extent) -> Run {
+    let (offset, len) = geometry.range(extent.first, extent.count);
     let data = &disk[offset as usize..(offset + len) as usize];
     if data.iter().all(|b| *b == 0) {
         return Run::zeros(extent.first, extent.count as u32);
@@ -81,7 +104,7 @@ pub(crate) fn live(store: &mut DiskStore, acks: &mut Acks) -> Result<(), StoreEr
         store.commit(Seal {
             id: id(n),
             device: "sda".into(),
-            geometry: geometry(),
+            geometry: geometry_of(n),
             consistency: Consistency::Filesystem,
             time_unix_ms: 1_795_293_296_000 + n as u64 * 1000,
             freeze_ms: 12,
@@ -104,8 +127,7 @@ fn copy(store: &mut DiskStore, acks: &mut Acks) -> Result<(), StoreError> {
             for extent in [Extent { first, count: half }, Extent { first: first + half, count: count - half }]
             {
                 if extent.count > 0 {
-                    // Not the state of any checkpoint: the delta must mend it.
-                    store.put_base(&run_of(&version(3), extent))?;
+                    store.put_base(&run_of(geometry(), &copied(), extent))?;
                 }
             }
             store.sync()?;
@@ -116,13 +138,16 @@ fn copy(store: &mut DiskStore, acks: &mut Acks) -> Result<(), StoreError> {
 }
 
 fn round(store: &mut DiskStore, acks: &mut Acks, n: usize) -> Result<(), StoreError> {
-    let target = version(n);
+    let (target, geometry) = (version(n), geometry_of(n));
+    resize(store, acks, geometry)?;
     if n == 2 {
-        store.put_delta(store.last_seq() + 1, &run_of(&version(1), Extent { first: 0, count: 4 }))?;
+        let run = run_of(geometry, &version(1), Extent { first: 0, count: 4 });
+        store.put_delta(store.last_seq() + 1, &run)?;
         store.sync()?;
         acks.seq = store.last_seq();
         store.put_changed(&[Extent { first: 2, count: 1 }])?;
         store.sync()?;
+        acks.reported = vec![Extent { first: 2, count: 1 }];
         acks.seq = 0;
         store.drop_delta()?;
         acks.dropped = true;
@@ -131,21 +156,21 @@ fn round(store: &mut DiskStore, acks: &mut Acks, n: usize) -> Result<(), StoreEr
         store.put_changed(&[Extent { first: 9, count: 1 }])?;
         store.put_gap(Gap::SkippedRuns)?;
     }
-    store.put_changed(&[Extent { first: 2, count: 1 }])?;
+    store.put_changed(&[Extent { first: 4, count: 1 }])?;
     store.sync()?;
-    acks.reported = vec![Extent { first: 2, count: 1 }];
+    acks.reported = vec![Extent { first: 4, count: 1 }];
     // Sent in any case, as a block that was reported is: first an older state, then the real one.
     for (state, seq) in [(version((n + 1) % 4), 1), (target.clone(), 2)] {
         acks.dropped = false;
         let seq = store.last_seq() + seq;
-        store.put_delta(seq, &run_of(&state, Extent { first: 2, count: 2 }))?;
+        store.put_delta(seq, &run_of(geometry, &state, Extent { first: 2, count: 3 }))?;
         store.sync()?;
         acks.seq = seq;
     }
     let mut seq = acks.seq;
-    for group in 0..geometry().groups() {
-        let (first, count) = geometry().group_extent(group);
-        let (offset, len) = geometry().range(first, count);
+    for group in 0..geometry.groups() {
+        let (first, count) = geometry.group_extent(group);
+        let (offset, len) = geometry.range(first, count);
         let mine = hash_blocks(&target[offset as usize..(offset + len) as usize], 1 << 16);
         if store.digests(group, 1)? == [group_digest(&mine)] {
             continue;
@@ -153,10 +178,30 @@ fn round(store: &mut DiskStore, acks: &mut Acks, n: usize) -> Result<(), StoreEr
         for ((theirs, mine), block) in store.hashes(group)?.iter().zip(&mine).zip(first..) {
             if theirs != mine {
                 seq += 1;
-                store.put_delta(seq, &run_of(&target, Extent { first: block, count: 1 }))?;
+                store.put_delta(seq, &run_of(geometry, &target, Extent { first: block, count: 1 }))?;
             }
         }
     }
+    Ok(())
+}
+
+/// The disk's size has changed, while blocks were staged and reported.
+fn resize(store: &mut DiskStore, acks: &mut Acks, geometry: Geometry) -> Result<(), StoreError> {
+    let Some(before) = store.geometry().filter(|before| *before != geometry) else { return Ok(()) };
+    let last = Extent { first: before.blocks() - 1, count: 1 };
+    let run = run_of(before, &vec![9; before.size_bytes() as usize], last);
+    store.put_delta(store.last_seq() + 1, &run)?;
+    store.put_changed(&[last])?;
+    store.sync()?;
+    (acks.seq, acks.reported, acks.dropped) = (store.last_seq(), vec![last], false);
+    store.put_delta(store.last_seq() + 1, &run)?;
+    *acks = Acks { commits: acks.commits, ..Acks::default() };
+    assert!(store.resize(geometry)? && !store.resize(geometry)?);
+    store.put_gap(Gap::Resized)?;
+    let pending = Extent { first: 3, count: 1 };
+    store.put_changed(&[pending])?;
+    store.sync()?;
+    acks.reported = vec![pending];
     Ok(())
 }
 
@@ -185,8 +230,8 @@ fn check_visible(files: &SimFiles, acks: &Acks) -> Result<usize, String> {
 
 fn read(dir: &Dir, found: &chain::Chain, count: usize) -> Result<Vec<u8>, String> {
     let mut view = verify::view(dir, &owner(), found, count).map_err(|e| e.to_string())?;
-    let mut disk = vec![0; geometry().size_bytes() as usize];
-    for group in 0..geometry().groups() {
+    let mut disk = vec![0; view.geometry().size_bytes() as usize];
+    for group in 0..view.geometry().groups() {
         if let Some(data) = view.read_group(group).map_err(|e| e.to_string())? {
             disk[(group << 20) as usize..][..data.data.len()].copy_from_slice(&data.data);
         }

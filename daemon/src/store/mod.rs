@@ -32,6 +32,7 @@ pub(crate) mod life_tests;
 mod refusal_tests;
 #[cfg(any(test, fuzzing))]
 #[cfg_attr(not(test), allow(dead_code, reason = "fuzz targets need only a part of it"))]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test ends so")]
 pub(crate) mod simfiles;
 #[cfg(test)]
 pub(crate) mod unreadable_tests;

@@ -4,7 +4,7 @@ use tracing::{error, warn};
 
 use super::StoreError;
 use super::bak::{self, DeltaLog};
-use super::block_map::{BlockMap, Piece};
+use super::block_map::BlockMap;
 use super::copy::Copy;
 use super::cst::{self, OpenJournal};
 use super::disk_store::DiskStore;
@@ -13,6 +13,7 @@ use super::layout::{HEADER_BYTES, Header, Paths};
 use super::view::Layers;
 use crate::bitmap::BlockSet;
 use crate::checkpoint::chain;
+use crate::geometry::Geometry;
 use crate::ids::Epoch;
 
 /// Opens the files of a disk; see [`DiskStore::open`].
@@ -32,6 +33,7 @@ pub(super) fn open(dir: Dir, owner: Paths) -> Result<DiskStore, StoreError> {
         newest: found.newest().map(|m| m.link),
         chain: found.members.iter().map(|m| m.checkpoint.clone()).collect(),
         base: None,
+        resized: None,
         layers: Layers::default(),
         head: BlockMap::default(),
         unreadable: BlockSet::new(),
@@ -47,11 +49,12 @@ pub(super) fn open(dir: Dir, owner: Paths) -> Result<DiskStore, StoreError> {
     if let Some(base) = members.next() {
         store.base = Some(store.dir.open(&store.owner.sum(base.checkpoint.id), false)?);
     }
-    for member in members {
-        let layer = store.layers.push(member.checkpoint.id);
-        let file = store.layers.file(&store.dir, &store.owner, layer)?;
+    for (member, before) in members.zip(&found.members) {
+        let geometry = member.checkpoint.geometry;
+        let layer = store.layers.push(member.checkpoint.id, geometry);
+        let (file, _) = store.layers.file(&store.dir, &store.owner, layer)?;
         let map = bak::read_index(file, &member.header, layer)?;
-        map.pieces().for_each(|piece| store.head.insert(Piece { layer, ..*piece }));
+        store.head.lay(layer, &map, before.checkpoint.geometry.blocks(), geometry.blocks());
     }
     store.recover_delta()?;
     store.recover_copy()?;
@@ -87,8 +90,14 @@ impl DiskStore {
         self.check_parent(&file, &scan.header)?;
         self.epoch = scan.header.epoch;
         self.sync_or_remove([&file])?;
+        self.resized = self.resized_to(&scan.header);
         self.delta = Some(DeltaLog::resume(file, scan)?);
         Ok(())
+    }
+
+    /// The size that a file of the next checkpoint was begun with, where it is not the newest's.
+    fn resized_to(&self, header: &Header) -> Option<Geometry> {
+        self.newest().filter(|newest| newest.geometry != header.geometry).map(|_| header.geometry)
     }
 
     /// Makes files that were found durable. If that fails it is not known which bytes are only in memory, and at the
@@ -108,7 +117,9 @@ impl DiskStore {
 
     fn check_parent(&self, file: &Handle, header: &Header) -> Result<(), StoreError> {
         if header.parent == self.newest {
-            return Ok(());
+            let known = self.newest().map_or(header.geometry, |newest| newest.geometry);
+            let same = known.block_shift() == header.geometry.block_shift();
+            return same.then_some(()).ok_or_else(|| file.damaged("it has blocks of another size"));
         }
         let name = |id: Option<_>| {
             id.map_or("no checkpoint".to_owned(), |id: crate::ids::CheckpointId| id.to_string())
@@ -117,6 +128,16 @@ impl DiskStore {
         Err(file.damaged(format!(
             "it builds on {has}, but the newest checkpoint is {newest}, or not the same one"
         )))
+    }
+
+    fn check_journal(&self, file: &Handle, header: &Header) -> Result<(), StoreError> {
+        self.check_parent(file, header)?;
+        // Without a delta the journal alone may know of another size.
+        let may_differ = self.delta.is_none() && self.newest.is_some();
+        if !may_differ && self.geometry() != Some(header.geometry) {
+            return Err(file.damaged("it is of a disk of another size"));
+        }
+        Ok(())
     }
 
     /// A sealed delta's journal was sealed before it, under one of its two names.
@@ -153,10 +174,14 @@ impl DiskStore {
             }
         }
         if self.geometry().is_none() {
-            // A delta and a journal of a copy that is gone are part of nothing.
+            // A delta and a journal of a copy that is gone are part of nothing, and must not outlive into another copy.
             self.delta = None;
-            self.dir.remove(&self.owner.next_bak())?;
-            self.dir.remove(&self.owner.next_cst())?;
+            for path in [self.owner.next_bak(), self.owner.next_cst()] {
+                if self.dir.exists(&path)? {
+                    self.dir.remove(&path)?;
+                    self.dir.sync_names(&path)?;
+                }
+            }
         }
         Ok(())
     }
@@ -173,8 +198,9 @@ impl DiskStore {
         let path = self.owner.next_cst();
         let Some(file) = self.dir.open_existing(&path, true)? else { return Ok(()) };
         let read = cst::read(&file, &self.owner, None);
-        let sound = read
-            .and_then(|journal| journal.map(|j| self.check_parent(&file, &j.header).map(|()| j)).transpose());
+        let sound = read.and_then(|journal| {
+            journal.map(|j| self.check_journal(&file, &j.header).map(|()| j)).transpose()
+        });
         let journal = match sound {
             Ok(Some(journal)) => journal,
             Ok(None) => return self.dir.remove(&path),
@@ -189,6 +215,9 @@ impl DiskStore {
             Err(error) => return Err(error),
         };
         self.sync_or_remove([&file])?;
+        if self.delta.is_none() {
+            self.resized = self.resized_to(&journal.header);
+        }
         self.journal = Some(OpenJournal::resume(file, journal)?);
         Ok(())
     }

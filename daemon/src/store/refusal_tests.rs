@@ -2,7 +2,7 @@
 
 use super::StoreError;
 use super::disk_store::{DiskStore, Seal};
-use super::life_tests::{Acks, geometry, id, live, owner};
+use super::life_tests::{Acks, geometry, geometry_of, id, live, owner};
 use super::simfiles::{Fault, SimFiles};
 use crate::bitmap::Extent;
 use crate::checkpoint::Consistency;
@@ -27,7 +27,7 @@ fn seal(n: usize) -> Seal {
     Seal {
         id: id(n),
         device: "sda".into(),
-        geometry: geometry(),
+        geometry: geometry_of(n),
         consistency: Consistency::Crash,
         time_unix_ms: 0,
         freeze_ms: 0,
@@ -75,11 +75,11 @@ fn commits_that_do_not_fit_are_refused_and_change_nothing() {
     let before = files.dump();
     assert!(refused(store.commit(seal(3))).contains("not later"));
     let larger = Geometry::new(2 << 20, 16).unwrap();
-    assert!(refused(store.commit(Seal { geometry: larger, ..seal(4) })).contains("begin anew"));
+    assert!(refused(store.commit(Seal { geometry: larger, ..seal(4) })).contains("agreed on"));
     refused(store.commit(Seal { device: "a\u{1b}[2J".into(), ..seal(4) }));
     refused(store.begin_copy(geometry(), "sda", Epoch([1; 16])));
     refused(store.put_base(&block(0, 1)));
-    refused(store.put_delta(1, &Run::zeros(17, 2)));
+    refused(store.put_delta(1, &Run::zeros(35, 2)));
     refused(store.put_changed(&[Extent { first: u64::MAX, count: 2 }]));
     assert_eq!(files.dump(), before);
     assert_eq!(store.commit(seal(4)).unwrap().id, id(4));

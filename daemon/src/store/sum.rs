@@ -62,6 +62,22 @@ pub fn read(file: &Handle, geometry: Geometry, group: u64) -> Result<Vec<BlockHa
         .ok_or_else(|| file.damaged(format!("the hashes of group {group} do not have their digest")))
 }
 
+/// Reads a group's hashes for a disk that was given another size since: behind the stored end there are zeros, and what is
+/// behind the new end is left out.
+///
+/// # Errors
+/// What [`read`] says.
+pub fn read_resized(
+    file: &Handle,
+    stored: Geometry,
+    now: Geometry,
+    group: u64,
+) -> Result<Vec<BlockHash>, StoreError> {
+    let mut hashes = if group < stored.groups() { read(file, stored, group)? } else { Vec::new() };
+    hashes.resize(now.group_extent(group).1 as usize, BlockHash::ZERO);
+    Ok(hashes)
+}
+
 /// Reads only a group's digest.
 ///
 /// # Errors

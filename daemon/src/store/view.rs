@@ -8,6 +8,7 @@ use super::handle::{Dir, Handle};
 use super::layout::Paths;
 use super::{StoreError, sum};
 use crate::bitmap::{BlockSet, Extent};
+use crate::checkpoint::Checkpoint;
 use crate::geometry::Geometry;
 use crate::hash::{BlockHash, insert_unreadable};
 use crate::ids::CheckpointId;
@@ -17,6 +18,7 @@ const OPEN_MAX: usize = 64;
 
 struct Layer {
     id: CheckpointId,
+    geometry: Geometry,
     file: Option<Handle>,
 }
 
@@ -29,16 +31,16 @@ pub struct Layers {
 
 impl Layers {
     /// Adds the next delta of the chain; returns its layer number.
-    pub fn push(&mut self, id: CheckpointId) -> u32 {
-        self.layers.push(Layer { id, file: None });
+    pub fn push(&mut self, id: CheckpointId, geometry: Geometry) -> u32 {
+        self.layers.push(Layer { id, geometry, file: None });
         (self.layers.len() - 1) as u32
     }
 
-    /// The file of a layer.
+    /// The file of a layer, and the size its disk had.
     ///
     /// # Errors
     /// Damaged if it is missing; Io.
-    pub fn file(&mut self, dir: &Dir, owner: &Paths, layer: u32) -> Result<&Handle, StoreError> {
+    pub fn file(&mut self, dir: &Dir, owner: &Paths, layer: u32) -> Result<(&Handle, Geometry), StoreError> {
         let at = layer as usize;
         if self.open >= OPEN_MAX && self.layers.get(at).is_some_and(|l| l.file.is_none()) {
             self.layers.iter_mut().for_each(|l| l.file = None);
@@ -53,7 +55,27 @@ impl Layers {
                 dir.open(&owner.bak(slot.id), false)?
             }
         };
-        Ok(slot.file.insert(file))
+        Ok((slot.file.insert(file), slot.geometry))
+    }
+
+    /// Lays the hashes of one piece over those of its group, whose first block is `first`.
+    ///
+    /// # Errors
+    /// Damaged; Io.
+    pub fn overlay(
+        &mut self,
+        dir: &Dir,
+        owner: &Paths,
+        piece: &Piece,
+        first: u64,
+        hashes: &mut [BlockHash],
+    ) -> Result<(), StoreError> {
+        if !piece.is_behind_the_end() {
+            return overlay(self.file(dir, owner, piece.layer)?.0, piece, first, hashes);
+        }
+        let slots = hashes.iter_mut().skip((piece.extent.first - first) as usize);
+        slots.take(piece.extent.count as usize).for_each(|slot| *slot = BlockHash::ZERO);
+        Ok(())
     }
 }
 
@@ -73,6 +95,8 @@ pub struct View {
     dir: Dir,
     owner: Paths,
     geometry: Geometry,
+    /// The size the disk had when the base was taken.
+    base: Geometry,
     img: Handle,
     sum: Handle,
     layers: Layers,
@@ -90,7 +114,7 @@ pub struct GroupData {
 }
 
 impl View {
-    /// The base `base` with these layers over it; `map` says which layer holds which block.
+    /// A disk of this size: the base `base` with these layers over it; `map` says which layer holds which block.
     ///
     /// # Errors
     /// Damaged if a file of the base is missing; Io.
@@ -98,13 +122,13 @@ impl View {
         dir: Dir,
         owner: Paths,
         geometry: Geometry,
-        base: CheckpointId,
+        base: &Checkpoint,
         layers: Layers,
         map: BlockMap,
     ) -> Result<Self, StoreError> {
-        let img = dir.open(&owner.img(base), false)?;
-        let sum = dir.open(&owner.sum(base), false)?;
-        Ok(Self { dir, owner, geometry, img, sum, layers, map, last: None })
+        let img = dir.open(&owner.img(base.id), false)?;
+        let sum = dir.open(&owner.sum(base.id), false)?;
+        Ok(Self { dir, owner, geometry, base: base.geometry, img, sum, layers, map, last: None })
     }
 
     /// Size and block size.
@@ -124,9 +148,9 @@ impl View {
     /// Damaged; Io.
     pub fn hashes(&mut self, group: u64) -> Result<Vec<BlockHash>, StoreError> {
         let (first, count) = self.geometry.group_extent(group);
-        let mut hashes = sum::read(&self.sum, self.geometry, group)?;
+        let mut hashes = sum::read_resized(&self.sum, self.base, self.geometry, group)?;
         for piece in self.map.within(Extent { first, count }) {
-            overlay(self.layers.file(&self.dir, &self.owner, piece.layer)?, &piece, first, &mut hashes)?;
+            self.layers.overlay(&self.dir, &self.owner, &piece, first, &mut hashes)?;
         }
         Ok(hashes)
     }
@@ -167,8 +191,12 @@ impl View {
         let (offset, len) = self.geometry.range(first, count);
         let mut data = vec![0; len as usize];
         let pieces = self.map.within(Extent { first, count });
-        if pieces.iter().map(|p| p.extent.count).sum::<u64>() < count {
-            self.img.read(&mut data, offset)?;
+        // What the disk had then; a file that is shorter is damaged.
+        let had = data.get_mut(..self.base.size_bytes().saturating_sub(offset).min(len) as usize);
+        if let Some(had) = had.filter(|had| !had.is_empty())
+            && pieces.iter().map(|p| p.extent.count).sum::<u64>() < count
+        {
+            self.img.read(had, offset)?;
         }
         for piece in &pieces {
             self.lay_piece(piece, offset, &mut data)?;
@@ -177,7 +205,7 @@ impl View {
         for ((block, hash), n) in data.chunks(block_bytes).zip(&hashes).zip(first..) {
             if !hash.is_sound(block, block_bytes) {
                 let file = match pieces.iter().find(|p| (p.extent.first..p.extent.end()).contains(&n)) {
-                    Some(piece) => self.layers.file(&self.dir, &self.owner, piece.layer)?,
+                    Some(piece) => self.layers.file(&self.dir, &self.owner, piece.layer)?.0,
                     None => &self.img,
                 };
                 return Err(file.damaged(format!("block {n} does not have its hash")));
@@ -187,22 +215,31 @@ impl View {
     }
 
     fn lay_piece(&mut self, piece: &Piece, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
-        let file = self.layers.file(&self.dir, &self.owner, piece.layer)?;
+        let Extent { first, count } = piece.extent;
+        let (at, len) = self.geometry.range(first, count);
+        if piece.is_behind_the_end() {
+            out.iter_mut().skip((at - offset) as usize).take(len as usize).for_each(|byte| *byte = 0);
+            return Ok(());
+        }
+        let (file, geometry) = self.layers.file(&self.dir, &self.owner, piece.layer)?;
         let cached = self.last.take().filter(|(l, r, _)| (*l, *r) == (piece.layer, piece.record));
         let data = match cached {
             Some((_, _, data)) => data,
             None => {
-                let unpacked = bak::read_run(file, self.geometry, piece.record)?.unpack(self.geometry);
+                let unpacked = bak::read_run(file, geometry, piece.record)?.unpack(geometry);
                 unpacked.map_err(|e| file.damaged(e.to_string()))?
             }
         };
-        let (at, len) = self.geometry.range(piece.extent.first, piece.extent.count);
         let skip = piece.skip << self.geometry.block_shift();
         let target = out.get_mut((at - offset) as usize..(at - offset + len) as usize);
         let target = target.ok_or_else(|| file.damaged("its index points past a group"))?;
+        // The last block of the disk may have been shorter then: behind the end there are zeros.
+        let had = len.min(geometry.range(first, count).1);
+        let (target, behind) = target.split_at_mut(had as usize);
+        behind.fill(0);
         match &data {
             Some(data) => {
-                let part = data.get(skip as usize..(skip + len) as usize);
+                let part = data.get(skip as usize..(skip + had) as usize);
                 target.copy_from_slice(part.ok_or_else(|| file.damaged("its index points past a run"))?);
             }
             None => target.fill(0),

@@ -132,6 +132,9 @@ pub enum TrackerError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// It was closed.
+    #[error("the tracker is closed")]
+    Closed,
     /// The BPF object could not be loaded.
     #[error("the BPF object cannot be loaded: {0}")]
     Load(String),
@@ -178,4 +181,37 @@ pub trait Tracker: Send {
 
     /// Writes, in bytes, seen since tracking began; for reports only.
     fn written_bytes(&mut self) -> u64;
+}
+
+/// A tracker that was let go of: it fails whatever it is asked.
+pub struct Closed;
+
+impl Tracker for Closed {
+    fn drain(&mut self) -> Result<BlockSet, TrackerError> {
+        Err(TrackerError::Closed)
+    }
+
+    fn pending(&mut self) -> Result<BlockSet, TrackerError> {
+        Err(TrackerError::Closed)
+    }
+
+    fn commit(&mut self, _: CheckpointId, _: &BlockSet, _: bool) -> Result<(), TrackerError> {
+        Err(TrackerError::Closed)
+    }
+
+    fn order_compare(&mut self) -> Result<(), TrackerError> {
+        Err(TrackerError::Closed)
+    }
+
+    fn claim(&mut self) -> Result<Claim, TrackerError> {
+        Err(TrackerError::Closed)
+    }
+
+    fn gap_count(&self) -> u64 {
+        0
+    }
+
+    fn written_bytes(&mut self) -> u64 {
+        0
+    }
 }
