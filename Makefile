@@ -72,6 +72,10 @@ soak: ## A hundred kills of agent and dispatcher under load (sudo make soak)
 fuzz: ## Fuzz every decoder, FUZZ_SECONDS (600) each
 	tools/fuzz
 
+mutants: ## Break blxrep on purpose, see the tests notice (sudo make mutants)
+	@tools/install-deps test
+	tools/with-bpffs tools/mutants
+
 lint: ## Formatting, clippy, scripts, units, licences
 	tools/cargo fmt --check
 	tools/cargo clippy --workspace --all-targets -- --deny warnings
