@@ -290,7 +290,9 @@ async fn garbage_on_every_endpoint() {
         let mut config = dial.open(Endpoint::Config, &dial.headers()).await.unwrap();
         send(&mut config, bytes.clone()).await;
         assert_eq!(next(&mut config).await, None, "{bytes:?}");
-        wait_for("the place to be free", 5, || lab.dispatcher.as_ref().unwrap().log().contains("is gone"));
+        wait_for("the place to be free", 5, || {
+            lab.dispatcher.as_ref().unwrap().log().contains("left before it was welcome")
+        });
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
     let (_config, token) = session(&dial, "sdx", geometry).await;

@@ -146,5 +146,6 @@ mod tests {
         let generation = Generation { number: 7, token: [9; 16] };
         held.keep(generation);
         assert_eq!(held.load().await.unwrap(), Some(generation));
+        assert!(held.kept().await.is_none(), "no write is left that could land later");
     }
 }
