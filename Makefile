@@ -83,8 +83,9 @@ lint: ## Formatting, clippy, scripts, units, licences
 
 bench: ## Measure, in a release build (sudo make bench)
 	@tools/install-deps test
-	tools/cargo build --package blxrep --release
+	tools/cargo build --package blxrep --release --bins --examples
 	tools/with-bpffs bench/run
+	tools/with-bpffs bench/compare
 
 install: $(PROFILE:dev=) ## Install below DESTDIR and PREFIX (/usr/local)
 	$(INSTALL) -m 755 $(BUILT)/blxrep $(DESTDIR)$(BINDIR)/blxrep

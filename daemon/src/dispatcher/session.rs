@@ -487,6 +487,9 @@ impl DiskSession {
             (Endpoint::Snapshot, DiskUp::ScanDone) => {
                 let was = std::mem::replace(&mut attachment.scanning, false);
                 let mut events = self.flush()?;
+                if was {
+                    info!(AGENT = %self.agent, DISK = %self.disk, "the whole disk was read");
+                }
                 events.push(Event::Answer(Endpoint::Snapshot, DiskDown::ScanClosed));
                 events.extend(was.then_some(Event::Ready { scanned: true }));
                 Ok(events)

@@ -123,11 +123,8 @@ impl DiskStore {
         for path in
             [self.owner.next_bak(), self.owner.next_cst(), self.owner.copy_sum(), self.owner.copy_img()]
         {
-            if self.dir.exists(&path)? {
-                // Each one durably gone before the next: a delta must not outlive into another copy.
-                self.dir.remove(&path)?;
-                self.dir.sync_names(&path)?;
-            }
+            // Each one durably gone before the next: a delta must not outlive into another copy.
+            self.dir.forget(&path)?;
         }
         Ok(())
     }
@@ -417,12 +414,11 @@ impl DiskStore {
         self.guarded(Self::remove_delta)
     }
 
-    fn remove_delta(&mut self) -> Result<(), StoreError> {
-        if self.delta.take().is_some() {
-            self.dir.remove(&self.owner.next_bak())?;
-            self.dir.sync_names(&self.owner.next_bak())?;
+    pub(super) fn remove_delta(&mut self) -> Result<(), StoreError> {
+        match self.delta.take() {
+            Some(_) => self.dir.forget(&self.owner.next_bak()),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     pub(super) fn guarded<T>(

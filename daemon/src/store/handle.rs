@@ -177,6 +177,18 @@ impl Dir {
         }
     }
 
+    /// Removes a file, durably, if it is there: what is begun under its name next must not meet it again after a power cut.
+    ///
+    /// # Errors
+    /// NoSpace or Io.
+    pub fn forget(&self, path: &Path) -> Result<(), StoreError> {
+        if !self.exists(path)? {
+            return Ok(());
+        }
+        self.remove(path)?;
+        self.sync_names(path)
+    }
+
     /// Makes the names in a file's directory durable.
     ///
     /// # Errors

@@ -69,14 +69,14 @@ impl DiskStore {
         let Some(file) = self.dir.open_existing(&path, true)? else { return Ok(()) };
         if !has_header(&file)? {
             // Nothing in it was ever durable, else its header would be.
-            return self.dir.remove(&path);
+            return self.dir.forget(&path);
         }
         let scan = bak::scan::<StoreError>(&file, &self.owner, &mut |_| Ok(()))?;
         if let Some((closing, hash)) = scan.sealed {
             let Some((id, _)) = closing.id else { return Err(file.damaged("it was never sealed")) };
             if self.chain.iter().any(|c| c.id == id) {
                 // The base's delta, folded already.
-                return self.dir.remove(&path);
+                return self.dir.forget(&path);
             }
             self.check_parent(&file, &closing)?;
             let journal = self.sealed_journal(&closing)?;
@@ -105,7 +105,7 @@ impl DiskStore {
     fn sync_or_remove<const N: usize>(&self, files: [&Handle; N]) -> Result<(), StoreError> {
         let synced = files.into_iter().try_for_each(Handle::sync);
         if synced.is_err() {
-            for error in files.into_iter().filter_map(|file| self.dir.remove(file.path()).err()) {
+            for error in files.into_iter().filter_map(|file| self.dir.forget(file.path()).err()) {
                 error!(
                     AGENT = %self.owner.agent, DISK = %self.owner.disk,
                     "{error}; remove it before the dispatcher starts again"
@@ -169,18 +169,20 @@ impl DiskStore {
             Some(_) => {}
             None => {
                 for path in [self.owner.copy_sum(), self.owner.copy_img()] {
-                    self.dir.remove(&path)?;
+                    self.dir.forget(&path)?;
                 }
             }
+        }
+        if self.base.is_none() && self.delta.as_ref().map(|delta| delta.header().geometry) != self.geometry()
+        {
+            // Begun with a copy of another size.
+            self.remove_delta()?;
         }
         if self.geometry().is_none() {
             // A delta and a journal of a copy that is gone are part of nothing, and must not outlive into another copy.
             self.delta = None;
             for path in [self.owner.next_bak(), self.owner.next_cst()] {
-                if self.dir.exists(&path)? {
-                    self.dir.remove(&path)?;
-                    self.dir.sync_names(&path)?;
-                }
+                self.dir.forget(&path)?;
             }
         }
         Ok(())
@@ -203,7 +205,7 @@ impl DiskStore {
         });
         let journal = match sound {
             Ok(Some(journal)) => journal,
-            Ok(None) => return self.dir.remove(&path),
+            Ok(None) => return self.dir.forget(&path),
             Err(StoreError::Damaged(damage)) => {
                 // The open journal only repeats what the agent has pending and reports again at its next attach. After a
                 // power cut it may have holes; it is kept for whoever wants to look, and no reason to stop.
