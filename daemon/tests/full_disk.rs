@@ -20,14 +20,29 @@ use std::time::Duration;
 
 use common::lab::{BLXREP, Lab, TestDisk, run, wait_for};
 
-/// A lab whose data directory is on an ext4 file system of this size.
-fn lab_on(name: &str, size_mib: u64) -> (Lab, TestDisk, PathBuf) {
-    let lab = Lab::new(name);
-    let mut store = lab.loop_disk(size_mib);
-    let path = store.path.clone();
-    let mount = store.mkfs_mount(&lab, "ext4", &path);
-    std::os::unix::fs::symlink(&mount, lab.path("data")).unwrap();
-    (lab, store, mount)
+/// A lab whose data directory is on a small file system.
+struct Small {
+    mount: PathBuf,
+    _store: TestDisk,
+    lab: Lab,
+}
+
+impl Small {
+    fn new(name: &str, size_mib: u64) -> Self {
+        let lab = Lab::new(name);
+        let mut store = lab.loop_disk(size_mib);
+        let path = store.path.clone();
+        let mount = store.mkfs_mount(&lab, "ext4", &path);
+        std::os::unix::fs::symlink(&mount, lab.path("data")).unwrap();
+        Self { mount, _store: store, lab }
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // Before its file system is unmounted, however the test ends.
+        self.lab.dispatcher = None;
+    }
 }
 
 fn write_random(path: &str, mib: u64, seek_mib: u64) {
@@ -74,7 +89,8 @@ fn readable(lab: &Lab, agent: &str, disk: &TestDisk, count: usize) {
 
 #[test]
 fn syncs_stop_at_the_reserve_and_go_on_by_themselves() {
-    let (mut lab, _store, mount) = lab_on("fullsync", 256);
+    let mut small = Small::new("fullsync", 256);
+    let (lab, mount) = (&mut small.lab, &small.mount);
     let disk = lab.loop_disk(64);
     let agent = lab.agent("a");
     lab.enroll(&agent);
@@ -84,35 +100,35 @@ fn syncs_stop_at_the_reserve_and_go_on_by_themselves() {
     let process = lab.start_agent(&agent, &[&disk.path], &["--hooks-dir", &hooks]);
     lab.wait_checkpoints(&agent, &disk.name, 2, 60);
     for round in 0..3 {
-        fill(&mount, 6);
+        fill(mount, 6);
         write_random(&disk.path, 16, 10 + round);
         wait_for("the full disk to be said", 60, || {
-            dispatcher_log(&lab).matches("no space: up to ").count() as u64 == round + 1
+            dispatcher_log(lab).matches("no space: up to ").count() as u64 == round + 1
         });
         let count = lab.show(&agent, None).len();
         // Tried again, said once, and the reserve is not eaten.
         std::thread::sleep(Duration::from_secs(4));
         write_random(&disk.path, 1, 40 + round);
-        readable(&lab, &agent, &disk, count);
-        let log = dispatcher_log(&lab);
+        readable(lab, &agent, &disk, count);
+        let log = dispatcher_log(lab);
         assert_eq!(log.matches("no space: up to ").count() as u64, round + 1, "{log}");
-        let left = nix::sys::statvfs::statvfs(&mount).unwrap();
+        let left = nix::sys::statvfs::statvfs(mount).unwrap();
         assert!(left.blocks_available() * left.fragment_size() > 1 << 20, "{left:?}");
-        empty(&mount);
+        empty(mount);
         lab.wait_checkpoints(&agent, &disk.name, count + 2, 60);
-        assert_eq!(dispatcher_log(&lab).matches("there is space again").count() as u64, round + 1);
+        assert_eq!(dispatcher_log(lab).matches("there is space again").count() as u64, round + 1);
     }
     drop(process);
-    let log = dispatcher_log(&lab);
+    let log = dispatcher_log(lab);
     assert_eq!(log.matches("full copy").count(), 1, "{log}");
     assert!(!log.contains("gap"), "{log}");
     lab.compare_all(&agent, &disk.name);
-    lab.dispatcher = None;
 }
 
 #[test]
 fn a_disk_without_a_byte_left_loses_nothing_even_over_a_restart() {
-    let (mut lab, _store, mount) = lab_on("fullbyte", 128);
+    let mut small = Small::new("fullbyte", 128);
+    let (lab, mount) = (&mut small.lab, &small.mount);
     let disk = lab.loop_disk(32);
     let agent = lab.agent("a");
     lab.enroll(&agent);
@@ -126,51 +142,50 @@ fn a_disk_without_a_byte_left_loses_nothing_even_over_a_restart() {
             (0..8).for_each(|n| write_random(&writer, 1, (round * 5 + n * 3) % 31));
         });
         std::thread::sleep(Duration::from_millis(300 * round));
-        fill_whole(&mount);
+        fill_whole(mount);
         writing.join().unwrap();
-        wait_for("the full disk to be said", 60, || dispatcher_log(&lab).contains("no space"));
+        wait_for("the full disk to be said", 60, || dispatcher_log(lab).contains("no space"));
         let count = lab.show(&agent, None).len();
         if round % 2 == 1 {
             lab.dispatcher.as_mut().unwrap().kill();
             lab.start_dispatcher(&["--sync-freq", "1s"]);
             std::thread::sleep(Duration::from_secs(1));
         }
-        readable(&lab, &agent, &disk, lab.show(&agent, None).len());
-        empty(&mount);
+        readable(lab, &agent, &disk, lab.show(&agent, None).len());
+        empty(mount);
         lab.wait_checkpoints(&agent, &disk.name, count + 2, 60);
     }
     drop(process);
     lab.compare_all(&agent, &disk.name);
-    lab.dispatcher = None;
 }
 
 #[test]
 fn a_full_copy_that_finds_no_space_goes_on_from_there() {
-    let (mut lab, _store, mount) = lab_on("fullcopy", 160);
+    let mut small = Small::new("fullcopy", 160);
+    let (lab, mount) = (&mut small.lab, &small.mount);
     let disk = lab.loop_disk(64);
     let agent = lab.agent("a");
     lab.enroll(&agent);
     let hooks = lab.camera(&agent);
     write_random(&disk.path, 60, 0);
     lab.start_dispatcher(&["--sync-freq", "1s"]);
-    fill(&mount, 30);
+    fill(mount, 30);
     let process = lab.start_agent(&agent, &[&disk.path], &["--hooks-dir", &hooks]);
     wait_for("the copy to be said not to fit", 30, || {
-        dispatcher_log(&lab).contains("the copy may not fit: up to 64 MiB are needed")
+        dispatcher_log(lab).contains("the copy may not fit: up to 64 MiB are needed")
     });
-    wait_for("the full disk to be said", 60, || dispatcher_log(&lab).contains("no space: up to "));
+    wait_for("the full disk to be said", 60, || dispatcher_log(lab).contains("no space: up to "));
     write_random(&disk.path, 2, 20);
     std::thread::sleep(Duration::from_secs(3));
     assert!(lab.show(&agent, None).is_empty(), "half a copy is no checkpoint");
     let part = fs::metadata(lab.path(&format!("data/snapshot/{agent}/{}/copy.img.part", disk.name))).unwrap();
     let copied = (std::os::unix::fs::MetadataExt::blocks(&part) * 512) >> 20;
     assert!((15..40).contains(&copied), "{copied} MiB");
-    empty(&mount);
+    empty(mount);
     lab.wait_checkpoints(&agent, &disk.name, 2, 60);
     drop(process);
-    let log = dispatcher_log(&lab);
+    let log = dispatcher_log(lab);
     assert_eq!(log.matches("no space: up to ").count(), 1, "{log}");
     assert!(!log.contains("gap"), "{log}");
     lab.compare_all(&agent, &disk.name);
-    lab.dispatcher = None;
 }
