@@ -44,7 +44,8 @@ fn fill(disk: &TestDisk, mib: u32) {
 
 /// Replicates a disk until it has two checkpoints, and gives its id. The dispatcher runs.
 fn store(lab: &Lab, agent: &str, disk: &TestDisk) -> String {
-    let process = lab.start_agent(agent, &[&disk.path], &[]);
+    // A state directory of its own: where another session was since, the same one would be a copied machine's.
+    let process = lab.start_agent_in(&format!("state-{}", disk.name), agent, &[&disk.path], &[]);
     let rows = lab.wait_checkpoints(agent, &disk.name, 2, 60);
     drop(process);
     rows[0]["disk"].as_str().unwrap().to_owned()
