@@ -64,6 +64,9 @@ const REFUSED_WAIT: Duration = Duration::from_secs(600);
 /// What lasted this long counts as a success.
 const LASTED: Duration = Duration::from_secs(20);
 
+/// A dispatcher that refuses a disk closes both connections, and says why on live: that may come behind the end of the other.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
 impl Default for Backoff {
     fn default() -> Self {
         Self { wait: SHORTEST, began: Instant::now() }
@@ -142,9 +145,13 @@ async fn attach(
         return Ok(PumpEnd::Undeliverable);
     }
     let _tell = LinkDown { number, inbox: inbox.clone() };
+    let mut live = std::pin::pin!(pump(live, live_frames, deliver(Endpoint::Live)));
     Ok(tokio::select! {
-        end = pump(snapshot, snapshot_frames, deliver(Endpoint::Snapshot)) => end,
-        end = pump(live, live_frames, deliver(Endpoint::Live)) => end,
+        end = pump(snapshot, snapshot_frames, deliver(Endpoint::Snapshot)) => {
+            let _ = tokio::time::timeout(LAST_WORD, live).await;
+            end
+        }
+        end = &mut live => end,
     })
 }
 
