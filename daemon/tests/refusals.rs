@@ -338,6 +338,7 @@ async fn garbage_on_every_endpoint() {
         .unwrap(),
     ];
     for lie in lies {
+        let headers = disk_headers(&dial, token, "sdx");
         let _snapshot = dial.open(Endpoint::Snapshot, &headers).await.unwrap();
         let mut live = dial.open(Endpoint::Live, &headers).await.unwrap();
         send(&mut live, attach(geometry)).await;

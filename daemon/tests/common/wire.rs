@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends so")]
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use blxrep::agent::link::Dial;
 use blxrep::generation::Generation;
@@ -76,13 +77,15 @@ pub async fn session(dial: &Dial, disk: &str, geometry: Geometry) -> (ClientSock
     (config, session)
 }
 
-/// The headers of a disk's connections.
+static LINKS: AtomicU64 = AtomicU64::new(1);
+
+/// The headers of the two connections of one attachment of a disk.
 pub fn disk_headers(dial: &Dial, session: [u8; 16], disk: &str) -> Vec<(&'static str, String)> {
     let mut headers = dial.headers();
     headers.extend([
         (header::SESSION, hex(&session)),
         (header::DISK, disk.to_owned()),
-        (header::LINK, "7".to_owned()),
+        (header::LINK, LINKS.fetch_add(1, Ordering::Relaxed).to_string()),
     ]);
     headers
 }
