@@ -67,6 +67,8 @@ pub enum Action {
         keep: BlockSet,
         /// Whether it heals a gap.
         heals: bool,
+        /// How many gaps had been raised when the connection began: what was raised since is not healed.
+        gap_count: u64,
     },
     /// Close both connections and attach again.
     DropLink {

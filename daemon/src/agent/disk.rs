@@ -318,7 +318,8 @@ impl Worker {
             }
             Action::Locate(blocks) => self.locate(blocks),
             Action::FinalPass { to_send, last } => self.final_pass(&to_send, last)?,
-            Action::CommitTracker { id, keep, heals } => {
+            Action::CommitTracker { id, keep, heals, gap_count } => {
+                let heals = heals && self.disk.tracker.gap_count() == gap_count;
                 self.disk.tracker.commit(id, &keep, heals).map_err(lost)?;
                 self.committed(id);
             }
@@ -455,9 +456,11 @@ impl Worker {
         if let Err(reason) = &outcome {
             self.complain(reason);
         }
-        self.disk.tracker.claim().map_err(|e| lost(&e))?;
+        let claimed = self.disk.tracker.claim().map(drop).map_err(|e| lost(&e));
+        // Also then: what the pass drained must not be forgotten.
+        let outcome = claimed.clone().and(outcome);
         self.session.handle(Input::FinalPass(outcome, self.disk.tracker.gap_count()));
-        Ok(())
+        claimed
     }
 }
 

@@ -128,6 +128,8 @@ pub struct DiskSession {
     comparing: Option<Epoch>,
     /// The last seal was refused: the agent is to send everything pending again.
     distrust: bool,
+    /// The store was opened before, or it was tried.
+    was_opened: bool,
     /// Data waits for room.
     full: bool,
 }
@@ -149,6 +151,7 @@ impl DiskSession {
             attachment: None,
             comparing: None,
             distrust: false,
+            was_opened: false,
             full: false,
         }
     }
@@ -283,9 +286,9 @@ impl DiskSession {
     fn store(&mut self) -> Result<&mut DiskStore, SessionError> {
         if self.store.is_none() {
             self.comparing = None;
+            // It is opened again only after an error: what was acknowledged may have been taken back.
+            self.distrust |= std::mem::replace(&mut self.was_opened, true);
             let store = DiskStore::open(self.files.clone(), self.agent.clone(), self.disk.clone());
-            // What could not be opened may have been taken back, and with it what was acknowledged.
-            self.distrust |= store.is_err();
             self.store = Some(store?);
         }
         self.store.as_mut().ok_or_else(not_attached)
@@ -330,7 +333,7 @@ impl DiskSession {
                 (Gap::NewTracker, "the agent's last checkpoint is not the newest one here".to_owned())
             }
         });
-        let resumes = resumes && !std::mem::take(&mut self.distrust);
+        let resumes = resumes && !self.distrust;
         let store = self.store()?;
         let newest = store.newest().map(Newest::from);
         let next_seq = store.last_seq() + 1;
@@ -364,6 +367,7 @@ impl DiskSession {
             events.extend(room::tight(space, self.needed_bytes()).map(Event::Tight));
         }
         events.extend((!scanning).then_some(Event::Ready { scanned: false }));
+        self.distrust = false;
         Ok(events)
     }
 
@@ -534,7 +538,7 @@ impl DiskSession {
         let mut events = self.flush()?;
         let store = self.store.as_mut().ok_or_else(not_attached)?;
         let committed = store.commit(seal);
-        self.distrust = matches!(committed, Err(StoreError::Refused(_)));
+        self.distrust |= matches!(committed, Err(StoreError::Refused(_)));
         let checkpoint = committed?;
         self.comparing = None;
         events.push(Event::Answer(Endpoint::Live, DiskDown::Committed { id }));

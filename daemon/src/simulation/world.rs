@@ -253,7 +253,8 @@ impl World {
                 self.machine.tracker.claim().unwrap();
                 self.machine.session.handle(Input::FinalPass(outcome, self.machine.tracker.gap_count()));
             }
-            Action::CommitTracker { id, keep, heals } => {
+            Action::CommitTracker { id, keep, heals, gap_count } => {
+                let heals = heals && self.machine.tracker.gap_count() == gap_count;
                 self.note(|| format!("agent: {id} is committed, {} blocks stay, heals {heals}", keep.len()));
                 self.machine.tracker.commit(id, &keep, heals).unwrap();
             }

@@ -301,7 +301,8 @@ impl DeltaLog {
             durable_seq: seq,
             durable_end: end,
             dirty: false,
-            named: false,
+            // Who opens a store makes the names durable first.
+            named: true,
         })
     }
 

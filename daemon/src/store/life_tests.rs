@@ -403,6 +403,31 @@ fn an_io_error_while_the_store_is_opened_takes_nothing_back_that_is_acknowledged
     }
 }
 
+#[test]
+fn an_io_error_behind_an_open_takes_nothing_back_that_was_acknowledged_before() {
+    let (ops, _) = whole_life();
+    for at in 0..=ops {
+        let killed = SimFiles::default();
+        let mut acks = Acks::default();
+        let _ = run(&killed, None, Some(at), &mut acks);
+        killed.crash(Loss::Nothing);
+        for fails in 0..4 {
+            let files = killed.fork();
+            let mut store = open(&files).unwrap();
+            files.fail_soon(fails);
+            let _ = store.sync();
+            drop(store);
+            files.never_fail();
+            let found = open(&files).map_err(|e| e.to_string()).and_then(|store| check_open(&store, &acks));
+            assert_eq!(
+                found,
+                Ok(()),
+                "killed at operation {at} of {ops}, then an error at operation {fails}"
+            );
+        }
+    }
+}
+
 /// Whether leaving out the sync number `skip` is noticed at some cut.
 fn is_noticed(skip: u64, ops: u64) -> bool {
     (skip..=ops).any(|at| {

@@ -69,7 +69,8 @@ impl DiskSession {
             // known; else everything pending stays pending: more than needed, never less.
             changed = self.to_send.clone();
             let heals = heals.unwrap_or_else(|| self.claim.is_some_and(|claim| claim.gap.is_some()));
-            self.outbox.push_front(Action::CommitTracker { id, keep: changed.clone(), heals });
+            let gap_count = self.gap_count;
+            self.outbox.push_front(Action::CommitTracker { id, keep: changed.clone(), heals, gap_count });
         } else if knows_what_is_left {
             // What was sent has arrived. Of the rest it is not known whether it was heard of.
             changed = self.to_send.clone();
@@ -99,7 +100,8 @@ impl DiskSession {
         // Behind the freeze, what is to be sent is exactly what was drained since.
         let keep = self.to_send.clone();
         // Before any drain that waits: what that one finds must stay pending.
-        self.outbox.push_front(Action::CommitTracker { id, keep: keep.clone(), heals });
+        let gap_count = self.gap_count;
+        self.outbox.push_front(Action::CommitTracker { id, keep: keep.clone(), heals, gap_count });
         self.reported = BlockSet::new();
         self.report(&keep);
         self.begin_what_waits();
