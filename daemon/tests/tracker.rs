@@ -142,6 +142,43 @@ fn buffered_writes_are_marked_when_they_reach_the_disk() {
     assert_all_changes_seen(&before, &fs::read(disk.file.path()).unwrap(), &tracker.drain().unwrap());
 }
 
+/// A frozen file system, thawed when dropped.
+struct Frozen<'a>(&'a Path);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let _ = process::Command::new("fsfreeze").arg("-u").arg(self.0).status();
+    }
+}
+
+/// A bit that is set while a write is on its way can be drained, and its block read, before the write has landed.
+#[test]
+fn a_write_is_not_marked_before_it_has_completed() {
+    let outer = LoopDisk::new(64 * MIB);
+    run("mkfs.ext4", &["-q", outer.name()]);
+    let mounted = Mounted::new(&outer.path, "rw");
+    let disk = LoopDisk::on(mounted.dir.path(), 16 * MIB);
+    let pins = Pins::new();
+    let mut tracker = open(&disk.path, 12, &pins);
+    let before = tracker.drain().unwrap();
+    assert!(before.is_empty(), "{before:?}");
+    // What is written to the disk now waits below it.
+    run("fsfreeze", &["-f", mounted.dir.path().to_str().unwrap()]);
+    let frozen = Frozen(mounted.dir.path());
+    let file = open_direct(&disk.path);
+    let writer = thread::spawn(move || write_direct(&file, 5 * 4096, 4096, 7));
+    let inflight = format!("/sys/block/{}/inflight", disk.path.file_name().unwrap().display());
+    disks::wait_for("the write in flight", || {
+        fs::read_to_string(&inflight).unwrap().split_whitespace().nth(1) == Some("1")
+    });
+    thread::sleep(Duration::from_millis(100));
+    let on_its_way = tracker.drain().unwrap();
+    drop(frozen);
+    writer.join().unwrap();
+    assert!(on_its_way.is_empty(), "marked while on its way: {on_its_way:?}");
+    assert!(tracker.drain().unwrap().contains(5));
+}
+
 #[test]
 fn discards_and_zeroes_are_marked() {
     let disk = LoopDisk::new(64 * MIB);

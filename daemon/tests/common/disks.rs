@@ -34,7 +34,12 @@ pub(crate) struct LoopDisk {
 
 impl LoopDisk {
     pub(crate) fn new(size_bytes: u64) -> Self {
-        let file = tempfile::NamedTempFile::new().unwrap();
+        Self::on(&std::env::temp_dir(), size_bytes)
+    }
+
+    /// With its file in this directory.
+    pub(crate) fn on(dir: &Path, size_bytes: u64) -> Self {
+        let file = tempfile::NamedTempFile::new_in(dir).unwrap();
         file.as_file().set_len(size_bytes).unwrap();
         let path = run("losetup", &["--find", "--show", "--partscan", file.path().to_str().unwrap()]);
         Self { path: path.into(), file }
