@@ -33,7 +33,7 @@ impl Tracker for AllChanged {
     fn pending(&mut self) -> Result<BlockSet, TrackerError> {
         unreachable!("the final pass does not ask")
     }
-    fn commit(&mut self, _: CheckpointId, _: &BlockSet, _: bool) -> Result<(), TrackerError> {
+    fn commit(&mut self, _: CheckpointId, _: &BlockSet, _: Option<u64>) -> Result<(), TrackerError> {
         unreachable!("the final pass does not commit")
     }
     fn claim(&mut self) -> Result<Claim, TrackerError> {

@@ -254,7 +254,7 @@ fn tracking_goes_on_while_nobody_has_it_open() {
         tracker.drain().unwrap();
         let count = tracker.gap_count();
         let keep = [Extent { first: 10, count: 1 }].into_iter().collect();
-        tracker.commit(id(50), &keep, true).unwrap();
+        tracker.commit(id(50), &keep, Some(tracker.gap_count())).unwrap();
         drop(tracker);
         write_direct(&file, 81920, 8192, 2);
         let mut tracker = open(path, 12, &pins);
@@ -273,9 +273,13 @@ fn a_gap_stays_until_it_is_healed() {
     let disk = LoopDisk::new(16 * MIB);
     let pins = Pins::new();
     let mut tracker = open(&disk.path, 12, &pins);
-    tracker.commit(id(50), &BlockSet::new(), false).unwrap();
+    tracker.commit(id(50), &BlockSet::new(), None).unwrap();
     assert_eq!(tracker.claim().unwrap().gap, Some(Gap::NewTracker));
-    tracker.commit(id(60), &BlockSet::new(), true).unwrap();
+    let compared = tracker.gap_count();
+    tracker.order_compare().unwrap();
+    tracker.commit(id(60), &BlockSet::new(), Some(compared)).unwrap();
+    assert_eq!(tracker.claim().unwrap().gap, Some(Gap::Ordered), "raised behind the compare");
+    tracker.commit(id(70), &BlockSet::new(), Some(tracker.gap_count())).unwrap();
     assert_eq!(tracker.claim().unwrap().gap, None);
 }
 
@@ -284,14 +288,14 @@ fn a_changed_size_is_a_gap_that_only_a_new_tracker_ends() {
     let disk = LoopDisk::new(16 * MIB);
     let pins = Pins::new();
     let mut tracker = open(&disk.path, 12, &pins);
-    tracker.commit(id(50), &BlockSet::new(), true).unwrap();
+    tracker.commit(id(50), &BlockSet::new(), Some(tracker.gap_count())).unwrap();
     let before = tracker.claim().unwrap();
     disk.file.as_file().set_len(32 * MIB).unwrap();
     run("losetup", &["-c", disk.name()]);
     let count = tracker.gap_count();
     assert_eq!(tracker.claim().unwrap().gap, Some(Gap::Resized));
     assert_eq!(tracker.gap_count(), count + 1);
-    tracker.commit(id(60), &BlockSet::new(), true).unwrap();
+    tracker.commit(id(60), &BlockSet::new(), Some(tracker.gap_count())).unwrap();
     assert_eq!(tracker.claim().unwrap().gap, Some(Gap::Resized), "the bitmap does not cover the new part");
     drop(tracker);
     let mut tracker = open(&disk.path, 12, &pins);
@@ -306,7 +310,7 @@ fn a_write_behind_the_old_end_is_a_gap_even_if_the_size_is_back() {
     let disk = LoopDisk::new(16 * MIB);
     let pins = Pins::new();
     let mut tracker = open(&disk.path, 12, &pins);
-    tracker.commit(id(50), &BlockSet::new(), true).unwrap();
+    tracker.commit(id(50), &BlockSet::new(), Some(tracker.gap_count())).unwrap();
     disk.file.as_file().set_len(32 * MIB).unwrap();
     run("losetup", &["-c", disk.name()]);
     write_direct(&open_direct(&disk.path), 20 * MIB, 4096, 1);
@@ -322,7 +326,7 @@ fn another_medium_under_the_same_number_is_another_disk() {
         let mut disk = LoopDisk::new(16 * MIB);
         let pins = Pins::new();
         let mut tracker = open(&disk.path, 12, &pins);
-        tracker.commit(id(50), &BlockSet::new(), true).unwrap();
+        tracker.commit(id(50), &BlockSet::new(), Some(tracker.gap_count())).unwrap();
         let before = tracker.claim().unwrap();
         let other = tempfile::NamedTempFile::new().unwrap();
         other.as_file().set_len(16 * MIB).unwrap();
@@ -429,7 +433,7 @@ fn a_probe_that_is_gone_is_found_by_the_audit() {
         let pins = Pins::new();
         let file = open_direct(path);
         let mut tracker = open(path, 12, &pins);
-        tracker.commit(id(50), &BlockSet::new(), true).unwrap();
+        tracker.commit(id(50), &BlockSet::new(), Some(tracker.gap_count())).unwrap();
         assert_eq!(tracker.claim().unwrap().gap, None);
         (0..100).for_each(|n| write_direct(&file, n * 4096, 4096, 3));
         run("blkdiscard", &["-f", "-o", "0", "-l", "1048576", path.to_str().unwrap()]);

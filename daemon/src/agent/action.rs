@@ -65,10 +65,8 @@ pub enum Action {
         id: CheckpointId,
         /// What stays pending.
         keep: BlockSet,
-        /// Whether it heals a gap.
-        heals: bool,
-        /// How many gaps had been raised when the connection began: what was raised since is not healed.
-        gap_count: u64,
+        /// How many gaps had been raised when the compare that it follows began; `None` if it follows none.
+        healed: Option<u64>,
     },
     /// Close both connections and attach again.
     DropLink {

@@ -317,10 +317,9 @@ impl Worker {
                 self.session.handle(Input::Read { extent, purpose, result });
             }
             Action::Locate(blocks) => self.locate(blocks),
-            Action::FinalPass { to_send, last } => self.final_pass(&to_send, last)?,
-            Action::CommitTracker { id, keep, heals, gap_count } => {
-                let heals = heals && self.disk.tracker.gap_count() == gap_count;
-                self.disk.tracker.commit(id, &keep, heals).map_err(lost)?;
+            Action::FinalPass { to_send, last } => self.final_pass(&to_send, last),
+            Action::CommitTracker { id, keep, healed } => {
+                self.disk.tracker.commit(id, &keep, healed).map_err(lost)?;
                 self.committed(id);
             }
             Action::DropLink { reason } => {
@@ -424,14 +423,14 @@ impl Worker {
         let _ = self.shared.checkpoints.send(CheckpointAdded { agent, disk, id });
     }
 
-    fn final_pass(&mut self, to_send: &BlockSet, last: Option<CheckpointId>) -> Result<(), String> {
+    fn final_pass(&mut self, to_send: &BlockSet, last: Option<CheckpointId>) {
         let config = self.config.borrow().clone();
         self.show();
         let Some(_alone) = self.wait_for_others() else {
             self.pause_or_resume();
             let gave_up = Err("the disk is paused, or the agent ends".to_owned());
             self.session.handle(Input::FinalPass(gave_up, self.disk.tracker.gap_count()));
-            return Ok(());
+            return;
         };
         // Every hook may take its time in each of three stages.
         let hooks = config.hooks_dir.iter().flat_map(std::fs::read_dir).flatten().count();
@@ -456,11 +455,7 @@ impl Worker {
         if let Err(reason) = &outcome {
             self.complain(reason);
         }
-        let claimed = self.disk.tracker.claim().map(drop).map_err(|e| lost(&e));
-        // Also then: what the pass drained must not be forgotten.
-        let outcome = claimed.clone().and(outcome);
         self.session.handle(Input::FinalPass(outcome, self.disk.tracker.gap_count()));
-        claimed
     }
 }
 

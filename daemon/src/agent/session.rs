@@ -77,7 +77,8 @@ pub struct DiskSession {
 /// A checkpoint that was sealed and is not known to be committed.
 struct Sealed {
     newest: Newest,
-    heals: bool,
+    /// How many gaps had been raised when the scan before it began.
+    healed: Option<u64>,
 }
 
 impl DiskSession {
@@ -423,7 +424,8 @@ impl DiskSession {
 
     fn send_seal(&mut self, newest: Newest, freeze_ms: u32, note: String) {
         let Newest { id, time_unix_ms, consistency } = newest;
-        self.sealed = Some(Sealed { newest, heals: self.scan.as_ref().is_some_and(Scan::is_done) });
+        let scanned = self.scan.as_ref().is_some_and(Scan::is_done);
+        self.sealed = Some(Sealed { newest, healed: scanned.then_some(self.scan_gap_count) });
         let parts = [self.unreadable.text(), &note];
         let note = parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
         let seal = DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms, note: clean_text(note) };

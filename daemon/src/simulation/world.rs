@@ -250,13 +250,13 @@ impl World {
                 if outcome.is_err() {
                     self.reason_to_resend();
                 }
-                self.machine.tracker.claim().unwrap();
                 self.machine.session.handle(Input::FinalPass(outcome, self.machine.tracker.gap_count()));
             }
-            Action::CommitTracker { id, keep, heals, gap_count } => {
-                let heals = heals && self.machine.tracker.gap_count() == gap_count;
-                self.note(|| format!("agent: {id} is committed, {} blocks stay, heals {heals}", keep.len()));
-                self.machine.tracker.commit(id, &keep, heals).unwrap();
+            Action::CommitTracker { id, keep, healed } => {
+                self.note(|| {
+                    format!("agent: {id} is committed, {} blocks stay, healed {healed:?}", keep.len())
+                });
+                self.machine.tracker.commit(id, &keep, healed).unwrap();
             }
             Action::DropLink { reason } => {
                 self.note(|| format!("agent: connects again: {reason}"));

@@ -135,9 +135,9 @@ impl Tracker for BpfTracker {
         Ok(drain::blocks_of::<[_]>(&self.parts.pending, self.geometry.blocks()))
     }
 
-    fn commit(&mut self, id: CheckpointId, keep: &BlockSet, heals: bool) -> Result<(), TrackerError> {
-        let found = self.look()?;
-        let heals = heals && !found.gap && self.is_same_disk();
+    fn commit(&mut self, id: CheckpointId, keep: &BlockSet, healed: Option<u64>) -> Result<(), TrackerError> {
+        self.look()?;
+        let heals = healed == Some(self.gap_count()) && self.is_same_disk();
         self.meta().commit(&self.parts.pending, id, keep, heals);
         Ok(())
     }

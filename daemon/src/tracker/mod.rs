@@ -156,12 +156,13 @@ pub trait Tracker: Send {
     fn pending(&mut self) -> Result<BlockSet, TrackerError>;
 
     /// The dispatcher has committed `id`, which holds every pending block except `keep` (those drained after its
-    /// last read). From now on pending is complete since `id` and is `keep`. `heals` says that this checkpoint
-    /// follows a compare of the whole disk that began after the gap was raised.
+    /// last read). From now on pending is complete since `id` and is `keep`. `healed` says that this checkpoint
+    /// follows a compare of the whole disk, and what [`Self::gap_count`] was when that began: a gap that was raised
+    /// since, or that is only found now, stays.
     ///
     /// # Errors
     /// When the kernel's maps cannot be reached any more.
-    fn commit(&mut self, id: CheckpointId, keep: &BlockSet, heals: bool) -> Result<(), TrackerError>;
+    fn commit(&mut self, id: CheckpointId, keep: &BlockSet, healed: Option<u64>) -> Result<(), TrackerError>;
 
     /// The claim as it stands, after looking for new doubts. The gap in it is the newest one.
     ///
@@ -175,8 +176,7 @@ pub trait Tracker: Send {
     /// When the kernel's maps cannot be reached any more.
     fn order_compare(&mut self) -> Result<(), TrackerError>;
 
-    /// How often a gap was raised in this tracker's life: a compare heals the gaps that were raised before it began,
-    /// so one that begins at number n heals if the number is still n at the commit.
+    /// How often a gap was raised in this tracker's life.
     fn gap_count(&self) -> u64;
 
     /// Writes, in bytes, seen since tracking began; for reports only.
@@ -195,7 +195,7 @@ impl Tracker for Closed {
         Err(TrackerError::Closed)
     }
 
-    fn commit(&mut self, _: CheckpointId, _: &BlockSet, _: bool) -> Result<(), TrackerError> {
+    fn commit(&mut self, _: CheckpointId, _: &BlockSet, _: Option<u64>) -> Result<(), TrackerError> {
         Err(TrackerError::Closed)
     }
 

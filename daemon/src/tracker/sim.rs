@@ -13,7 +13,7 @@ struct State {
     base: Option<CheckpointId>,
     gap: Option<Gap>,
     gap_count: u64,
-    claimed_gap_count: u64,
+    fails_once: bool,
     written_blocks: u64,
 }
 
@@ -26,7 +26,7 @@ impl Default for State {
             base: None,
             gap: None,
             gap_count: 0,
-            claimed_gap_count: 0,
+            fails_once: false,
             written_blocks: 0,
         }
     }
@@ -47,6 +47,11 @@ impl SimTracker {
             s.live.insert(extent);
             s.written_blocks += extent.count;
         });
+    }
+
+    /// The next time it is asked for its claim, it fails.
+    pub(crate) fn fail_once(&self) {
+        self.with(|s| s.fails_once = true);
     }
 
     /// The tracker is not certain any more.
@@ -79,21 +84,20 @@ impl Tracker for SimTracker {
         Ok(self.with(|s| s.pending.clone()))
     }
 
-    fn commit(&mut self, id: CheckpointId, keep: &BlockSet, heals: bool) -> Result<(), TrackerError> {
+    fn commit(&mut self, id: CheckpointId, keep: &BlockSet, healed: Option<u64>) -> Result<(), TrackerError> {
         self.with(|s| {
             s.pending = keep.clone();
             s.base = Some(id);
-            // As the real one: a doubt that nobody has looked at yet is not healed.
-            s.gap = s.gap.filter(|_| !heals || s.gap_count != s.claimed_gap_count);
+            s.gap = s.gap.filter(|_| healed != Some(s.gap_count));
         });
         Ok(())
     }
 
     fn claim(&mut self) -> Result<Claim, TrackerError> {
-        Ok(self.with(|s| {
-            s.claimed_gap_count = s.gap_count;
-            Claim { epoch: s.epoch, base: s.base, gap: s.gap }
-        }))
+        self.with(|s| match std::mem::take(&mut s.fails_once) {
+            true => Err(TrackerError::Closed),
+            false => Ok(Claim { epoch: s.epoch, base: s.base, gap: s.gap }),
+        })
     }
 
     fn order_compare(&mut self) -> Result<(), TrackerError> {
@@ -119,14 +123,16 @@ fn pending_is_kept_until_the_commit_and_a_gap_until_it_is_healed() {
     assert_eq!(tracker.drain().unwrap(), [extent].into_iter().collect());
     assert_eq!(tracker.pending().unwrap().len(), 2);
     tracker.raise(Gap::Audit);
-    tracker.claim().unwrap();
     let keep: BlockSet = [Extent { first: 4, count: 1 }].into_iter().collect();
     let id = CheckpointId::next(1, None);
-    tracker.commit(id, &keep, false).unwrap();
+    tracker.commit(id, &keep, None).unwrap();
     assert_eq!(tracker.pending().unwrap(), keep);
     let claim = tracker.claim().unwrap();
     assert_eq!((claim.base, claim.gap, tracker.gap_count()), (Some(id), Some(Gap::Audit), 1));
-    tracker.commit(id, &keep, true).unwrap();
+    tracker.raise(Gap::Ordered);
+    tracker.commit(id, &keep, Some(1)).unwrap();
+    assert_eq!(tracker.claim().unwrap().gap, Some(Gap::Ordered), "raised behind the compare");
+    tracker.commit(id, &keep, Some(2)).unwrap();
     assert_eq!(tracker.claim().unwrap().gap, None);
     assert_eq!(tracker.written_bytes(), 2 * 4096);
 }

@@ -450,6 +450,16 @@ impl Pair {
         wait_for(&what, seconds, || self.checkpoints(disk).len() >= now + more);
     }
 
+    /// What the hook saw at a checkpoint.
+    pub fn photo(&self, disk: &Disk, row: &Value) -> PathBuf {
+        self.shared.join(format!("{}-{}", disk.name, row["checkpoint"].as_str().unwrap()))
+    }
+
+    /// Bytes sent between the hosts so far, either way.
+    pub fn wire_bytes(&self) -> u64 {
+        self.agent.sent_bytes() + self.dispatcher.sent_bytes()
+    }
+
     /// Restores a disk's newest checkpoints and compares each with the photograph of its moment.
     pub fn compare_newest(&self, disk: &Disk, count: usize) {
         let rows = self.checkpoints(disk);
@@ -459,7 +469,7 @@ impl Pair {
             assert_eq!(row["consistency"], "application", "{row}");
             let restore = format!("blxrep dispatcher restore {DATA} --disk {} --checkpoint {id}", disk.name);
             self.dispatcher.run(&format!("{restore} --output /shared/restored.img"));
-            let photo = self.shared.join(format!("{}-{id}", disk.name));
+            let photo = self.photo(disk, row);
             let restored = self.shared.join("restored.img");
             run("cmp", &[restored.to_str().unwrap(), photo.to_str().unwrap()]);
             fs::remove_file(restored).unwrap();

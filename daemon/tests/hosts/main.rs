@@ -18,5 +18,6 @@ mod bus;
 mod freeze;
 mod network;
 mod pause;
+mod reboot;
 mod services;
 mod watchdog;

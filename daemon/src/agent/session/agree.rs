@@ -56,8 +56,9 @@ impl DiskSession {
 
     pub(super) fn pending(&mut self, pending: BlockSet) {
         let adopt = self.adopt.take();
-        let heals = self.sealed.take_if(|sealed| adopt == Some(sealed.newest.id)).map(|sealed| sealed.heals);
-        let knows_what_is_left = !self.forget_sent && (adopt.is_none() || heals.is_some());
+        let healed =
+            self.sealed.take_if(|sealed| adopt == Some(sealed.newest.id)).map(|sealed| sealed.healed);
+        let knows_what_is_left = !self.forget_sent && (adopt.is_none() || healed.is_some());
         if !knows_what_is_left {
             // Blocks of a compare may be in it that are in no pending set.
             self.to_send.union(&pending);
@@ -68,9 +69,9 @@ impl DiskSession {
             // The commit was made, its acknowledgement was lost. If it was sealed by this session, what changed since is
             // known; else everything pending stays pending: more than needed, never less.
             changed = self.to_send.clone();
-            let heals = heals.unwrap_or_else(|| self.claim.is_some_and(|claim| claim.gap.is_some()));
-            let gap_count = self.gap_count;
-            self.outbox.push_front(Action::CommitTracker { id, keep: changed.clone(), heals, gap_count });
+            let doubtful = self.claim.is_some_and(|claim| claim.gap.is_some());
+            let healed = healed.unwrap_or_else(|| doubtful.then_some(self.gap_count));
+            self.outbox.push_front(Action::CommitTracker { id, keep: changed.clone(), healed });
         } else if knows_what_is_left {
             // What was sent has arrived. Of the rest it is not known whether it was heard of.
             changed = self.to_send.clone();
@@ -90,7 +91,7 @@ impl DiskSession {
     }
 
     pub(super) fn committed(&mut self, id: CheckpointId) {
-        let Some(Sealed { newest, heals }) = self.sealed.take_if(|sealed| sealed.newest.id == id) else {
+        let Some(Sealed { newest, healed }) = self.sealed.take_if(|sealed| sealed.newest.id == id) else {
             let reason = format!("the dispatcher committed {id}, which this agent did not seal");
             return self.outbox.push_back(Action::DropLink { reason });
         };
@@ -100,8 +101,7 @@ impl DiskSession {
         // Behind the freeze, what is to be sent is exactly what was drained since.
         let keep = self.to_send.clone();
         // Before any drain that waits: what that one finds must stay pending.
-        let gap_count = self.gap_count;
-        self.outbox.push_front(Action::CommitTracker { id, keep: keep.clone(), heals, gap_count });
+        self.outbox.push_front(Action::CommitTracker { id, keep: keep.clone(), healed });
         self.reported = BlockSet::new();
         self.report(&keep);
         self.begin_what_waits();

@@ -174,6 +174,18 @@ fn a_failed_read_loses_no_block_and_still_runs_the_post_thaw_hooks() {
     assert_eq!(stages, ["pre-freeze", "post-thaw"]);
 }
 
+#[test]
+fn a_tracker_that_fails_behind_the_last_read_costs_the_checkpoint_and_no_block() {
+    let dir = tempfile::tempdir().unwrap();
+    let tracker = SimTracker::default();
+    tracker.complete(extent(9, 1));
+    tracker.fail_once();
+    let error = final_pass(&job(dir.path()), &mut tracker.clone(), &mut reader(|_| Ok(())), &BlockSet::new())
+        .unwrap_err();
+    assert!(matches!(error, FinalPassError::Tracker(_)), "{error}");
+    assert_eq!(tracker.clone().pending().unwrap(), set(&[extent(9, 1)]));
+}
+
 /// Says of these blocks that the medium is bad there.
 fn bad(blocks: BlockSet) -> impl FnMut(Extent) -> Result<(), ReadError> {
     move |e| match (e.first..e.end()).any(|block| blocks.contains(block)) {
