@@ -4,27 +4,28 @@
 //! Acknowledged means durable: nothing is acknowledged before [`DiskStore::sync`] or [`DiskStore::commit`] has
 //! returned.
 
+mod attach;
+mod message;
+
+pub(super) use attach::check_device_name;
+
 use std::sync::Arc;
 
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::change::{self, Known};
-use super::reattach::{self, Reason};
 use super::room::{self, Shortage};
 use crate::checkpoint::Checkpoint;
 use crate::geometry::Geometry;
-use crate::ids::{AgentId, CheckpointId, DiskId, Epoch};
-use crate::message_id::GAP_FOUND;
+use crate::ids::{AgentId, DiskId, Epoch};
 use crate::run::Run;
-use crate::status::Newest;
 use crate::store::StoreError;
-use crate::store::disk_store::{DiskStore, Seal};
+use crate::store::disk_store::DiskStore;
 use crate::store::files::Files;
 use crate::store::handle::Dir;
-use crate::tracker::{Claim, Gap};
+use crate::tracker::Gap;
 use crate::wire::Endpoint;
 use crate::wire::frame::{Area, Frame, FrameError, decode, decode_message};
-use crate::wire::message::{DIGESTS_MAX, DiskDown, DiskUp, Plan, UNREADABLE_MAX_EXTENTS, clean_text};
+use crate::wire::message::{DiskDown, DiskUp, clean_text};
 
 /// The most bytes an agent may send ahead of acknowledgements.
 const WINDOW_BYTES: u32 = 48 << 20;
@@ -294,102 +295,6 @@ impl DiskSession {
         self.store.as_mut().ok_or_else(not_attached)
     }
 
-    fn attach(
-        &mut self,
-        device: String,
-        geometry: Geometry,
-        claim: Claim,
-    ) -> Result<Vec<Event>, SessionError> {
-        check_device_name(&device)?;
-        self.need_reserve()?;
-        let resized = self.resize(geometry)?;
-        let comparing = self.comparing.filter(|_| !resized);
-        let store = self.store()?;
-        store.set_epoch(claim.epoch);
-        let copy = store.copy().filter(|copy| copy.geometry == geometry);
-        let (plan, reason) =
-            reattach::plan(claim, geometry, store.newest(), copy.as_ref().map(|copy| copy.epoch));
-        let mut resumes = true;
-        match plan {
-            Plan::Continue => {}
-            Plan::Copy { compare } => {
-                let begun = copy.is_some();
-                self.need_room(if begun { 0 } else { geometry.size_bytes() })?;
-                let store = self.store()?;
-                if !begun {
-                    store.begin_copy(geometry, &device, claim.epoch)?;
-                }
-                resumes = !resized && (!compare || comparing == Some(claim.epoch));
-            }
-            // What came of the round before stays: the compare is with all that is here.
-            Plan::Compare => {
-                self.need_room(0)?;
-                resumes = comparing == Some(claim.epoch);
-            }
-        }
-        let gap = reason.map(|reason| match reason {
-            Reason::Gap(gap) => (gap, gap.to_string()),
-            Reason::OtherHistory => {
-                (Gap::NewTracker, "the agent's last checkpoint is not the newest one here".to_owned())
-            }
-        });
-        let resumes = resumes && !self.distrust;
-        let store = self.store()?;
-        let newest = store.newest().map(Newest::from);
-        let next_seq = store.last_seq() + 1;
-        let unreadable = store.unreadable()?.extents(u64::MAX).take(UNREADABLE_MAX_EXTENTS).collect();
-        self.comparing = comparing.filter(|_| gap.is_some());
-        let scanning = plan != Plan::Continue;
-        let acked = [next_seq - 1; 2];
-        self.attachment = Some(Attachment {
-            geometry,
-            device,
-            epoch: claim.epoch,
-            gap,
-            scanning,
-            scanned_groups: 0,
-            received: acked,
-            acked,
-        });
-        info!(AGENT = %self.agent, DISK = %self.disk, "attached: {}", describe(plan));
-        let attached = DiskDown::Attached {
-            plan,
-            instance: self.instance,
-            resumes,
-            newest,
-            next_seq,
-            window_bytes: WINDOW_BYTES,
-            unreadable,
-        };
-        let mut events = vec![Event::Answer(Endpoint::Live, attached)];
-        if matches!(plan, Plan::Copy { .. }) {
-            let space = Dir::new(self.files.clone()).space()?;
-            events.extend(room::tight(space, self.needed_bytes()).map(Event::Tight));
-        }
-        events.extend((!scanning).then_some(Event::Ready { scanned: false }));
-        self.distrust = false;
-        Ok(events)
-    }
-
-    /// Lets the disk go on with the size it has now, if it may; true if that is another than so far.
-    fn resize(&mut self, geometry: Geometry) -> Result<bool, SessionError> {
-        let Admission { replaces, accepted } = self.admission.clone();
-        let (agent, disk) = (self.agent.clone(), self.disk.clone());
-        let store = self.store()?;
-        // What came on a connection that broke must be durable before the agent is told it is here.
-        store.sync()?;
-        let committed = store.newest().map(|newest| newest.geometry);
-        let copied = store.copy().map(|copy| copy.geometry);
-        let known = Known { committed, copied, replaces: replaces.as_ref(), accepted };
-        change::check(&agent, &disk, geometry, known).map_err(SessionError::Lasting)?;
-        let Some(before) = committed.or(copied).filter(|before| *before != geometry) else {
-            return Ok(committed.is_some() && store.resize(geometry)?);
-        };
-        let (old, new) = (before.size_bytes(), geometry.size_bytes());
-        info!(AGENT = %agent, DISK = %disk, "the disk has {new} bytes now, {old} are stored of it");
-        Ok(committed.is_none() || store.resize(geometry)?)
-    }
-
     fn data(
         &mut self,
         endpoint: Endpoint,
@@ -446,124 +351,8 @@ impl DiskSession {
         }
         Ok(events)
     }
-
-    fn message(&mut self, endpoint: Endpoint, message: DiskUp) -> Result<Vec<Event>, SessionError> {
-        let attachment = self.attachment.as_mut().ok_or_else(not_attached)?;
-        let geometry = attachment.geometry;
-        let store = self.store.as_mut().ok_or_else(not_attached)?;
-        match (endpoint, message) {
-            (Endpoint::Live, DiskUp::Changed(extents)) => {
-                if extents.iter().any(|e| e.count == 0 || e.end() > geometry.blocks()) {
-                    return Err(SessionError::Protocol("changed blocks that are not on the disk".to_owned()));
-                }
-                self.need_reserve()?;
-                let store = self.store.as_mut().ok_or_else(not_attached)?;
-                store.put_changed(&extents)?;
-                if store.unsynced_bytes() >= SYNC_EVERY_BYTES { self.flush() } else { Ok(Vec::new()) }
-            }
-            (Endpoint::Snapshot, DiskUp::WantDigests { .. } | DiskUp::WantHashes { .. })
-                if !attachment.scanning =>
-            {
-                Err(SessionError::Protocol("hashes are only asked for in a copy or compare".to_owned()))
-            }
-            (Endpoint::Snapshot, DiskUp::WantDigests { first_group, count }) => {
-                if count > DIGESTS_MAX || first_group.saturating_add(u64::from(count)) > geometry.groups() {
-                    return Err(SessionError::Protocol(
-                        "digests of groups that are not on the disk".to_owned(),
-                    ));
-                }
-                let digests = store.digests(first_group, u64::from(count))?;
-                Ok(vec![Event::Answer(Endpoint::Snapshot, DiskDown::Digests { first_group, digests })])
-            }
-            (Endpoint::Snapshot, DiskUp::WantHashes { group }) => {
-                if group >= geometry.groups() {
-                    return Err(SessionError::Protocol(
-                        "hashes of a group that is not on the disk".to_owned(),
-                    ));
-                }
-                let hashes = store.hashes(group)?;
-                Ok(vec![Event::Answer(Endpoint::Snapshot, DiskDown::Hashes { group, hashes })])
-            }
-            (Endpoint::Snapshot, DiskUp::Scanned { groups }) => {
-                attachment.scanned_groups = groups.min(geometry.groups());
-                Ok(Vec::new())
-            }
-            (Endpoint::Snapshot, DiskUp::ScanDone) => {
-                let was = std::mem::replace(&mut attachment.scanning, false);
-                let mut events = self.flush()?;
-                if was {
-                    info!(AGENT = %self.agent, DISK = %self.disk, "the whole disk was read");
-                }
-                events.push(Event::Answer(Endpoint::Snapshot, DiskDown::ScanClosed));
-                events.extend(was.then_some(Event::Ready { scanned: true }));
-                Ok(events)
-            }
-            (Endpoint::Live, DiskUp::ScanBegins) => {
-                let Some((gap, why)) = attachment.gap.take() else {
-                    return Err(SessionError::Protocol("a compare that was not asked for".to_owned()));
-                };
-                store.put_gap(gap)?;
-                self.comparing = Some(attachment.epoch);
-                if gap == Gap::Ordered {
-                    info!(AGENT = %self.agent, DISK = %self.disk, "the whole disk is compared, as ordered");
-                } else {
-                    warn!(
-                        MESSAGE_ID = GAP_FOUND, AGENT = %self.agent, DISK = %self.disk,
-                        "gap: {why}; the whole disk is compared"
-                    );
-                }
-                Ok(Vec::new())
-            }
-            (Endpoint::Live, DiskUp::Seal { id, consistency, time_unix_ms, freeze_ms, note }) => {
-                if attachment.scanning {
-                    return Err(SessionError::Protocol(
-                        "a seal while the disk is being copied or compared".to_owned(),
-                    ));
-                }
-                let (device, epoch) = (attachment.device.clone(), attachment.epoch);
-                let note = clean_text(note);
-                self.commit(Seal { id, device, geometry, consistency, time_unix_ms, freeze_ms, epoch, note })
-            }
-            (Endpoint::Live, DiskUp::SyncFailed { reason, paused }) => {
-                Ok(vec![Event::SyncFailed { reason: clean_text(reason), paused }])
-            }
-            (endpoint, _) => {
-                Err(SessionError::Protocol(format!("a message that does not belong on {endpoint}")))
-            }
-        }
-    }
-
-    fn commit(&mut self, seal: Seal) -> Result<Vec<Event>, SessionError> {
-        let id: CheckpointId = seal.id;
-        let mut events = self.flush()?;
-        let store = self.store.as_mut().ok_or_else(not_attached)?;
-        let committed = store.commit(seal);
-        self.distrust |= matches!(committed, Err(StoreError::Refused(_)));
-        let checkpoint = committed?;
-        self.comparing = None;
-        events.push(Event::Answer(Endpoint::Live, DiskDown::Committed { id }));
-        events.push(Event::Committed(Box::new(checkpoint)));
-        Ok(events)
-    }
 }
 
 fn not_attached() -> SessionError {
     SessionError::Protocol("the disk is not attached".to_owned())
-}
-
-pub(super) fn check_device_name(device: &str) -> Result<(), SessionError> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '!');
-    if device.is_empty() || device.len() > 64 || !device.chars().all(plain) {
-        return Err(SessionError::Protocol("a device name that is none".to_owned()));
-    }
-    Ok(())
-}
-
-fn describe(plan: Plan) -> &'static str {
-    match plan {
-        Plan::Continue => "goes on from the last checkpoint",
-        Plan::Copy { compare: false } => "full copy",
-        Plan::Copy { compare: true } => "full copy, what is there already is compared",
-        Plan::Compare => "the whole disk is compared",
-    }
 }

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::agent::read::read;
+use crate::checkpoint::Consistency;
+use crate::freeze::final_pass::{Outcome, Taken};
 use crate::ids::Epoch;
 use crate::reader::patient_tests::BadDisk;
 use crate::reader::{Piece, read_pieces};
