@@ -18,6 +18,7 @@ mod bus;
 mod freeze;
 mod network;
 mod pause;
+mod postgres;
 mod reboot;
 mod services;
 mod watchdog;
