@@ -62,6 +62,11 @@ pub enum KeyError {
         /// The agent.
         agent: AgentId,
     },
+    /// It is made by something else than enrolling: NixOS keeps what its configuration says in a place nobody writes.
+    #[error(
+        "{0} is on a read-only file system: give a new file as --agents-file, and add the line it gets where this one is made"
+    )]
+    ReadOnly(PathBuf),
     /// No random numbers.
     #[error("the kernel gives no random numbers: {0}")]
     Random(#[from] getrandom::Error),
@@ -244,7 +249,10 @@ pub fn enroll(agents_file: &Path, key: &AgentKey, may_restore: bool) -> Result<(
         text.push_str(&format!("{} blake3:{}{word}\n", key.agent, hex(&hash_secret(&key.secret))));
         write_private(agents_file, text.as_bytes())
     };
-    write().map_err(|source| KeyError::File { path: agents_file.to_owned(), source })
+    write().map_err(|source| match source.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => KeyError::ReadOnly(agents_file.to_owned()),
+        _ => KeyError::File { path: agents_file.to_owned(), source },
+    })
 }
 
 /// Replaces a file whole and durably, readable by its owner and group only: a reader, and a crash, sees the old one or the new.
