@@ -342,6 +342,13 @@ mod tests {
         assert!(!format!("{one:?}").contains(&one.secret.to_hex()), "a secret is never printed");
     }
 
+    /// Configurations of NixOS hold such hashes; this one is in nix/tests.
+    #[test]
+    fn the_hash_of_a_key_stays_what_it_is() {
+        let secret = Secret::from_hex(&"07".repeat(32)).unwrap();
+        assert_eq!(hex(&hash_secret(&secret)), "64c5e710067099a23bc9a34b4a944e90fd5eec4788ddfc3c6bb7a8e0a7c6ba69");
+    }
+
     #[test]
     fn a_key_file_is_private_and_whole() {
         let dir = tempfile::tempdir().unwrap();
