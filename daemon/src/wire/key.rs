@@ -346,7 +346,10 @@ mod tests {
     #[test]
     fn the_hash_of_a_key_stays_what_it_is() {
         let secret = Secret::from_hex(&"07".repeat(32)).unwrap();
-        assert_eq!(hex(&hash_secret(&secret)), "64c5e710067099a23bc9a34b4a944e90fd5eec4788ddfc3c6bb7a8e0a7c6ba69");
+        assert_eq!(
+            hex(&hash_secret(&secret)),
+            "64c5e710067099a23bc9a34b4a944e90fd5eec4788ddfc3c6bb7a8e0a7c6ba69"
+        );
     }
 
     #[test]

@@ -20,4 +20,5 @@ mod network;
 mod pause;
 mod reboot;
 mod services;
+mod upgrade;
 mod watchdog;
