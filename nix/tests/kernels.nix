@@ -17,7 +17,8 @@ in
   });
 
   testScript = "dispatcher = agent = machines[0]\n" + builtins.readFile ./common/script.py + ''
-    for machine in machines:
+    def scenario(machine):
+        global agent, dispatcher
         dispatcher = agent = machine
         machine.start()
         print(machine.succeed("uname -r"))
@@ -27,5 +28,9 @@ in
         more_checkpoints(3)
         compare_newest(3)
         machine.shutdown()
+
+
+    for kernel in machines:
+        scenario(kernel)
   '';
 }
