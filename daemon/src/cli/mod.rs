@@ -251,16 +251,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 None => Err(ConfigError::Missing { key: "mode", path: file }.into()),
             }
         }
-        Command::CheckConfig(start) => {
-            let (settings, file) = Settings::load(start.settings, start.config.as_deref())?;
-            match settings.mode {
-                Some(Mode::Agent) => AgentConfig::new(settings, &file).map(drop)?,
-                Some(Mode::Dispatcher) => DispatcherConfig::new(settings, &file).map(drop)?,
-                None => return Err(ConfigError::Missing { key: "mode", path: file }.into()),
-            }
-            println!("{}: nothing is wrong", file.display());
-            Ok(())
-        }
+        Command::CheckConfig(start) => check_config(start),
         Command::Dispatcher(Offline::Show(show)) => offline::show(&show),
         Command::Dispatcher(Offline::Restore(restore)) => offline::restore(restore),
         Command::Dispatcher(Offline::Verify(verify)) => offline::verify(&verify),
@@ -277,6 +268,18 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::FreezeGuard => Ok(()),
     }
+}
+
+/// Reads what `start` would be given, and nothing that it names.
+fn check_config(start: Start) -> anyhow::Result<()> {
+    let (settings, file) = Settings::load(start.settings, start.config.as_deref())?;
+    match settings.mode {
+        Some(Mode::Agent) => AgentConfig::new(settings, &file).map(drop)?,
+        Some(Mode::Dispatcher) => DispatcherConfig::new(settings, &file).map(drop)?,
+        None => return Err(ConfigError::Missing { key: "mode", path: file }.into()),
+    }
+    println!("{}: nothing is wrong", file.display());
+    Ok(())
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
