@@ -203,7 +203,7 @@ impl Report {
                 let text = format!("{}{more}", disk.damage.first().map_or("", String::as_str));
                 let verify = format!("'blxctl verify --agent {} --disk {} --all'", disk.agent, disk.id);
                 let advice = format!(
-                    "which checkpoints are sound says {verify}; put the file back if there is a copy, and verify again"
+                    "{verify} says which checkpoints are sound; put the file back if there is a copy, and verify again"
                 );
                 (text, advice)
             }

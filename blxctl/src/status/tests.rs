@@ -59,6 +59,16 @@ fn stored_data_that_is_damaged_protects_nobody() {
     reports[0].scrub =
         Some(Scrub { every_usec: 1, began_usec: 1, progress: 0.5, damaged: 1, ..Scrub::default() });
     assert_snapshot!(text(&reports), @r"
+    0 of 1 disk protected, 1 needs attention
+
+    AGENT  DISK  STATE     NEWEST    EXPOSED  CLASS
+    web1   sda   idle   3 min ago  12.00 MiB  filesystem
+
+    scrub: 50 %, no full pass yet, damage in the files of 1 checkpoint
+
+    to do:
+      web1 sda: x.bak is damaged: its content is not what it was sealed with (and 1 more)
+        'blxctl verify --agent web1 --disk 5000c500a1b2c3sda --all' says which checkpoints are sound; put the file back if there is a copy, and verify again
     ");
     assert_eq!(exit(&reports), Some(Exit::Attention));
     let json = json(&reports);
@@ -341,6 +351,7 @@ fn for_programs() {
             {
               "agent": "web1",
               "consistency": "filesystem",
+              "damage": [],
               "device": "sda",
               "dirty_bytes": 12582912,
               "disk": "5000c500a1b2c3sda",
@@ -370,6 +381,7 @@ fn for_programs() {
           "disks_total": 1,
           "jobs": [],
           "role": "dispatcher",
+          "scrub": null,
           "version": "0.1.0"
         }
       ],

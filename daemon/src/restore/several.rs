@@ -229,7 +229,7 @@ impl Part {
         let members = self.chain.members.iter().map(|m| m.checkpoint.id);
         let mut looked: Vec<_> = members.zip(found).collect();
         if self.has_newest() {
-            let open = self.open_journal(dir)?;
+            let open = verify_open_journal(dir, &self.owner, &self.chain)?;
             looked.last_mut().into_iter().for_each(|(_, damage)| damage.extend_from_slice(&open));
         }
         if let Some((damage, lost)) = &self.chain.broken {
@@ -243,16 +243,6 @@ impl Part {
             verified.push(self.verified(dir, *id, is_sound, only)?);
         }
         Ok(DiskReport { owner: self.owner.clone(), verified, looked })
-    }
-
-    fn open_journal(&self, dir: &Dir) -> Result<Vec<Damage>, RestoreError> {
-        let found = verify_open_journal(dir, &self.owner, &self.chain)?;
-        // A commit meanwhile begins another one.
-        if found.is_empty() {
-            Ok(found)
-        } else {
-            verify_open_journal(dir, &self.owner, &chain::load(dir, &self.owner)?)
-        }
     }
 
     fn verified(

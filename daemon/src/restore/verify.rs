@@ -144,15 +144,20 @@ pub fn verify_delta(
     Ok(v.damage)
 }
 
-/// Damage of the open journal, on which no checkpoint rests: the next one will.
+/// Damage of the open journal, on which no checkpoint rests: the next one will. Looks once more if there seems to be some: a
+/// commit meanwhile begins another one.
 ///
 /// # Errors
 /// Io; damage is the answer.
 pub fn verify_open_journal(dir: &Dir, owner: &Paths, chain: &Chain) -> Result<Vec<Damage>, RestoreError> {
-    let mut v = Verifier { dir, owner, damage: Vec::new() };
-    let found = v.open_journal(chain);
-    v.note(found)?;
-    Ok(v.damage)
+    let look = |chain: &Chain| {
+        let mut v = Verifier { dir, owner, damage: Vec::new() };
+        let found = v.open_journal(chain);
+        v.note(found)?;
+        Ok(v.damage)
+    };
+    let found = look(chain)?;
+    if found.is_empty() { Ok(found) } else { look(&chain::load(dir, owner)?) }
 }
 
 /// The disk as of the last of the first `count` members.

@@ -1,6 +1,7 @@
 //! One pass: every disk, every checkpoint of it, every file of that.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -8,11 +9,13 @@ use tracing::info;
 
 use super::record::Pass;
 use super::{Course, Pace, RETRY_EVERY, Scrub, lines, lock, tell};
-use crate::checkpoint::chain::{self, Member};
+use crate::checkpoint::chain::{self, Chain, Member};
 use crate::clock::unix_ms;
 use crate::ids::CheckpointId;
 use crate::restore::RestoreError;
-use crate::restore::verify::{BaseCheck, verify_base_journal, verify_bytes, verify_delta};
+use crate::restore::verify::{
+    BaseCheck, verify_base_journal, verify_bytes, verify_delta, verify_open_journal,
+};
 use crate::store::layout::Paths;
 use crate::store::{Damage, StoreError};
 
@@ -21,7 +24,7 @@ impl Scrub {
     pub(super) fn pass(&self, pace: Pace) -> Result<(), RestoreError> {
         let disks = self.disks()?;
         if !self.begin(pace, &disks)? {
-            return self.wait(RETRY_EVERY);
+            return self.wait(RETRY_EVERY.min(pace.every));
         }
         for owner in &disks {
             if lock(&self.record).pass.as_ref().is_some_and(|pass| pass.has_before_it(owner)) {
@@ -53,10 +56,14 @@ impl Scrub {
         }
         let mut total_bytes = 0;
         for owner in disks {
-            let chain = chain::load(&self.dir, owner)?;
-            total_bytes += verify_bytes(&self.dir, owner, &chain.members)?;
+            let chain = match chain::load(&self.dir, owner) {
+                Err(error) if medium(&error).is_some() => None,
+                loaded => Some(loaded?),
+            };
             // What breaks a chain at its first file is to be told, too.
-            total_bytes += u64::from(chain.broken.is_some());
+            total_bytes += u64::from(chain.as_ref().is_none_or(|chain| chain.broken.is_some()));
+            let members = chain.map(|chain| chain.members).unwrap_or_default();
+            total_bytes += verify_bytes(&self.dir, owner, &members)?;
             self.wait(Duration::ZERO)?;
         }
         if total_bytes > 0 {
@@ -68,11 +75,14 @@ impl Scrub {
     }
 
     fn disk(&self, pace: Pace, owner: &Paths) -> Result<(), RestoreError> {
-        let chain = chain::load(&self.dir, owner)?;
+        let chain = match chain::load(&self.dir, owner) {
+            Err(error) => return self.lost(owner, error),
+            Ok(chain) => chain,
+        };
         lock(&self.record).keep(owner, &chain.ids().into_iter().collect::<BTreeSet<_>>());
         for (i, member) in chain.members.iter().enumerate() {
             if self.has_before_it(owner, member.checkpoint.id) {
-                self.checkpoint(pace, owner, member, i == 0)?;
+                self.checkpoint(pace, owner, &chain, i)?;
             }
         }
         if let Some((damage, lost)) = &chain.broken
@@ -80,30 +90,44 @@ impl Scrub {
             // A commit, or a person, may have changed it meanwhile.
             && chain::load(&self.dir, owner)?.broken == chain.broken
         {
-            lock(&self.record).enter(owner, *id);
-            self.note(owner, *id, std::slice::from_ref(damage));
-            lock(&self.record).leave();
+            self.all_of(owner, *id, damage);
         }
         Ok(())
+    }
+
+    /// Notes that the medium does not give back a file without which nothing of a disk can be checked.
+    fn lost(&self, owner: &Paths, error: StoreError) -> Result<(), RestoreError> {
+        let id = |file: &str| Path::new(file).file_stem()?.to_str()?.parse().ok();
+        let found = medium(&error).and_then(|damage| Some((id(&damage.file)?, damage)));
+        let (id, damage) = found.ok_or(error)?;
+        self.all_of(owner, id, &damage);
+        Ok(())
+    }
+
+    /// Notes the only damage of a checkpoint of which nothing else can be looked at.
+    fn all_of(&self, owner: &Paths, id: CheckpointId, damage: &Damage) {
+        lock(&self.record).enter(owner, id);
+        self.note(owner, id, std::slice::from_ref(damage));
+        lock(&self.record).leave();
     }
 
     fn has_before_it(&self, owner: &Paths, id: CheckpointId) -> bool {
         lock(&self.record).pass.as_ref().is_some_and(|pass| pass.has_checkpoint_before_it(owner, id))
     }
 
-    fn checkpoint(
-        &self,
-        pace: Pace,
-        owner: &Paths,
-        member: &Member,
-        is_base: bool,
-    ) -> Result<(), RestoreError> {
+    /// Checks the own files of one member of a chain; with the newest one, the open journal that builds on it.
+    fn checkpoint(&self, pace: Pace, owner: &Paths, chain: &Chain, at: usize) -> Result<(), RestoreError> {
+        let Some(member) = chain.members.get(at) else { return Ok(()) };
         let from_group = lock(&self.record).enter(owner, member.checkpoint.id);
-        if is_base {
+        if at == 0 {
             self.base(pace, owner, member, from_group)?;
         } else {
             let found = verify_delta(&self.dir, owner, member, &mut |bytes| self.tick(pace, bytes));
             self.found(owner, member, damage_of(found)?)?;
+        }
+        if at + 1 == chain.members.len() && chain.broken.is_none() {
+            let open = damage_of(verify_open_journal(&self.dir, owner, chain))?;
+            self.found(owner, member, open)?;
         }
         self.came_to(None);
         let healed = lock(&self.record).leave();
@@ -161,14 +185,21 @@ impl Scrub {
 
 /// What cannot be read for the medium's sake is as good as damaged, and no reason not to look at the rest.
 fn damage_of(found: Result<Vec<Damage>, RestoreError>) -> Result<Vec<Damage>, RestoreError> {
-    const MEDIUM: [i32; 4] = [libc::EIO, libc::ENODATA, libc::EUCLEAN, libc::EBADMSG];
     match found {
         Err(RestoreError::Damaged(damage)) => Ok(damage),
-        Err(RestoreError::Store(StoreError::Io { what, file, source }))
-            if source.raw_os_error().is_some_and(|errno| MEDIUM.contains(&errno)) =>
-        {
-            Ok(vec![Damage::new(file, format!("cannot {what} it: {source}"))])
-        }
+        Err(RestoreError::Store(error)) => medium(&error).map(|damage| vec![damage]).ok_or(error.into()),
         other => other,
+    }
+}
+
+fn medium(error: &StoreError) -> Option<Damage> {
+    const ERRORS: [i32; 4] = [libc::EIO, libc::ENODATA, libc::EUCLEAN, libc::EBADMSG];
+    match error {
+        StoreError::Io { what, file, source }
+            if source.raw_os_error().is_some_and(|errno| ERRORS.contains(&errno)) =>
+        {
+            Some(Damage::new(file.as_str(), format!("the file system cannot {what} it: {source}")))
+        }
+        _ => None,
     }
 }

@@ -107,7 +107,7 @@ impl Record {
         0
     }
 
-    /// Notes damage of the checkpoint being checked; gives what is news.
+    /// Notes damage of the checkpoint being checked; gives what is news. What was known before stays known.
     pub(super) fn found(&mut self, lines: Vec<String>) -> Vec<String> {
         let Some(at) = self.pass.as_mut().and_then(|pass| pass.at.as_mut()) else { return Vec::new() };
         for line in lines {
@@ -116,13 +116,12 @@ impl Record {
             }
         }
         let (owner, id) = (Paths::new(at.agent.clone(), at.disk.clone()), at.checkpoint);
-        let known = self.damage.iter().filter(|of| of.is_of(&owner) && of.checkpoint == id);
-        let mut lines: Vec<String> = known.flat_map(|of| of.lines.clone()).collect();
-        let found = self.pass.as_ref().and_then(|pass| pass.at.as_ref()).map(|at| at.found.clone());
-        let news: Vec<_> =
-            found.unwrap_or_default().into_iter().filter(|line| !lines.contains(line)).collect();
-        lines.extend(news.iter().cloned());
-        self.put(&owner, id, lines);
+        let mut all = at.found.clone();
+        let known = self.known(&owner, id);
+        let news = all.iter().filter(|line| !known.contains(line)).cloned().collect();
+        let before: Vec<_> = known.into_iter().filter(|line| !all.contains(line)).collect();
+        all.extend(before);
+        self.put(&owner, id, all);
         news
     }
 
@@ -149,12 +148,16 @@ impl Record {
         {
             at.found = lines.clone();
         }
-        let known = self.damage.iter().find(|of| of.is_of(owner) && of.checkpoint == id);
-        let known = known.map(|of| of.lines.clone()).unwrap_or_default();
+        let known = self.known(owner, id);
         let news = lines.iter().filter(|line| !known.contains(line)).cloned().collect();
         let healed = lines.is_empty() && !known.is_empty();
         self.put(owner, id, lines);
         (news, healed)
+    }
+
+    fn known(&self, owner: &Paths, id: CheckpointId) -> Vec<String> {
+        let known = self.damage.iter().find(|of| of.is_of(owner) && of.checkpoint == id);
+        known.map(|of| of.lines.clone()).unwrap_or_default()
     }
 
     fn put(&mut self, owner: &Paths, id: CheckpointId, mut lines: Vec<String>) {
@@ -294,5 +297,8 @@ mod tests {
         assert_eq!(known(&record).len(), LINES_MAX);
         record.leave();
         assert_eq!(known(&record).len(), LINES_MAX);
+        // Another damage behind a full list of old ones is told, and once.
+        assert_eq!(record.found(lines(&["x"])), ["x"]);
+        assert_eq!(record.found(lines(&["x"])), [""; 0]);
     }
 }
