@@ -297,7 +297,10 @@ mod tests {
         assert_eq!(known(&record).len(), LINES_MAX);
         record.leave();
         assert_eq!(known(&record).len(), LINES_MAX);
-        // Another damage behind a full list of old ones is told, and once.
+        // In the next pass, another damage behind a full list of old ones is told, and once.
+        record.end_pass(&[owner("a")], 5);
+        record.pass = Some(Pass::default());
+        record.enter(&owner("a"), id(0));
         assert_eq!(record.found(lines(&["x"])), ["x"]);
         assert_eq!(record.found(lines(&["x"])), [""; 0]);
     }

@@ -196,7 +196,8 @@ fn a_stop_ends_it_at_once_and_keeps_the_place() {
     }
     let began = Instant::now();
     running.stop();
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    // It waits for less than a second by itself, and else for a processor; the pass would take a month.
+    assert!(began.elapsed() < STOP_MAX * 10, "{:?}", began.elapsed());
     let again = Scrub::open(files.arc(), dir.path().join(FILE), Some(pace));
     assert_eq!(again.status().course.unwrap().began_unix_ms, scrub.status().course.unwrap().began_unix_ms);
     assert!(Arc::new(Scrub::open(files.arc(), dir.path().join(FILE), None)).start().unwrap().is_none());
