@@ -179,7 +179,7 @@ fn another_agents_damage_is_its_own() {
     tree.insert(other.sum(id(0)), tree[&owner().sum(id(0))].clone());
     let reports = run(&laid(&tree), &all()).unwrap();
     let sound: Vec<_> = reports.iter().map(|r| (r.owner.agent.as_str(), r.damage().count() == 0)).collect();
-    let mut expected = vec![(owner().agent.to_string(), true), ("other".to_owned(), false)];
+    let mut expected = [(owner().agent.to_string(), true), ("other".to_owned(), false)];
     expected.sort();
     assert_eq!(sound, expected.iter().map(|(agent, sound)| (agent.as_str(), *sound)).collect::<Vec<_>>());
 }
