@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use blxrep::agent::run::AgentError;
-use blxrep::config::{ConfigError, Mode, Settings};
+use blxrep::config::{AgentConfig, ConfigError, DispatcherConfig, Mode, Settings};
 use blxrep::disk_list::DiskListError;
 use blxrep::freeze;
 use blxrep::ids::{AgentId, IdError};
@@ -37,6 +37,11 @@ Examples:
   blxrep start                                      what /etc/blxrep/config.yaml says
   blxrep start --mode dispatcher --data-dir /srv/blxrep --agents-file /etc/blxrep/agents --sync-freq 5m
   blxrep start --mode agent --id web1 --dispatcher-addr backup:8080 --device /dev/sda --key-file /etc/blxrep/key";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  blxrep check-config --mode agent                  what /etc/blxrep/config.yaml says to an agent
+  blxrep check-config --mode dispatcher --config new.yaml";
 
 const SHOW_EXAMPLES: &str = "\
 Examples:
@@ -82,6 +87,9 @@ enum Command {
     /// Run a role, agent or dispatcher, in the foreground
     #[command(after_help = START_EXAMPLES)]
     Start(Start),
+    /// Check flags and file as 'start' reads them; files and disks they name need not be there
+    #[command(after_help = CHECK_EXAMPLES)]
+    CheckConfig(Start),
     /// Work on a dispatcher's data directory, with or without a running daemon
     #[command(subcommand)]
     Dispatcher(Offline),
@@ -265,6 +273,16 @@ fn run(command: Command) -> anyhow::Result<()> {
                 Some(Mode::Dispatcher) => start_dispatcher::run(settings, &file, reread),
                 None => Err(ConfigError::Missing { key: "mode", path: file }.into()),
             }
+        }
+        Command::CheckConfig(start) => {
+            let (settings, file) = Settings::load(start.settings, start.config.as_deref())?;
+            match settings.mode {
+                Some(Mode::Agent) => AgentConfig::new(settings, &file).map(drop)?,
+                Some(Mode::Dispatcher) => DispatcherConfig::new(settings, &file).map(drop)?,
+                None => return Err(ConfigError::Missing { key: "mode", path: file }.into()),
+            }
+            println!("{}: nothing is wrong", file.display());
+            Ok(())
         }
         Command::Dispatcher(Offline::Show(show)) => offline::show(&show),
         Command::Dispatcher(Offline::Restore(restore)) => offline::restore(restore),

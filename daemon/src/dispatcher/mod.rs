@@ -1,6 +1,8 @@
 //! The role that keeps the replicas: listens, admits agents, and keeps one thread a disk that owns its store.
 
 pub mod change;
+#[cfg(test)]
+mod compare_tests;
 pub mod config_link;
 pub mod control;
 pub mod disk;

@@ -29,7 +29,7 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 pub const DISPATCHER_IP: &str = "10.99.0.1";
 const AGENT_IP: &str = "10.99.0.2";
 /// Whose data, and where, for the commands that work on it.
-const DATA: &str = "--agent web1 --data-dir /var/lib/blxrep-dispatcher";
+pub const DATA: &str = "--agent web1 --data-dir /var/lib/blxrep-dispatcher";
 /// Files made, changed and removed on both of the agent's disks.
 const WRITERS: &str = r#"for dir in /var/tmp /data; do (cd $dir; i=0; while :; do i=$((i+1)); n=$((i%20))
 head -c $((n*20000+100)) /dev/urandom >f$n; mv f$n g$n; [ $((i%7)) = 0 ] && rm -f g$((n/2)); sync g$n 2>/dev/null; sleep 0.05; done) & done; wait"#;
@@ -79,7 +79,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    fn over(file: &Path) -> Self {
+    pub fn over(file: &Path) -> Self {
         let path = run("losetup", &["--find", "--show", file.to_str().unwrap()]);
         let open = File::open(&path).unwrap();
         // Carried out at the last close.
@@ -217,6 +217,12 @@ impl Host {
         assert!(child.wait().unwrap().success(), "{path}");
     }
 
+    /// Makes a disk's device node, which only disks the host was booted with have.
+    pub fn node(&self, disk: &Disk) {
+        let number = fs::read_to_string(format!("/sys/class/block/{}/dev", disk.name)).unwrap();
+        self.run(&format!("rm -f {0}; mknod -m 600 {0} b {1}", disk.path, number.trim().replace(':', " ")));
+    }
+
     /// Whether the script's exit code is 0.
     pub fn is(&self, script: &str) -> bool {
         self.try_run(script).status.success()
@@ -307,9 +313,14 @@ pub struct Pair {
 
 impl Pair {
     pub fn boot(name: &str) -> Self {
+        Self::boot_with(name, &[])
+    }
+
+    /// Hosts with more of Debian's packages.
+    pub fn boot_with(name: &str, packages: &[&str]) -> Self {
         assert!(nix::unistd::Uid::effective().is_root(), "this test needs root: run 'sudo make test'");
         let began = Instant::now();
-        let base = run(&tool("hosts-root"), &[]);
+        let base = run(&tool("hosts-root"), packages);
         let tag = format!("{name}-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let dir = Path::new("/var/tmp").join(format!("blxrep-hosts-{tag}"));
         let shared = dir.join("shared");
@@ -326,14 +337,15 @@ impl Pair {
         plug(&dispatcher.netns, &agent.netns);
         dispatcher.boot();
         agent.boot();
-        let mut pair = Self { dispatcher, agent, root, data, shared, _janitor: janitor };
+        let pair = Self { dispatcher, agent, root, data, shared, _janitor: janitor };
         pair.install();
+        pair.mount_data();
         eprintln!("{name}: both hosts are up after {:.1} s", began.elapsed().as_secs_f64());
         pair
     }
 
-    /// As a package would.
-    fn install(&mut self) {
+    /// As a package would. What runs is replaced under its feet, and runs on until it is restarted.
+    pub fn install(&self) {
         let tree = format!("{}/..", env!("CARGO_MANIFEST_DIR"));
         let stage = self.shared.join("stage");
         let mut make = Command::new("make");
@@ -345,12 +357,13 @@ impl Pair {
             run("strip", &["--strip-debug", stage.join("usr/bin").join(program).to_str().unwrap()]);
         }
         for host in [&self.dispatcher, &self.agent] {
-            host.run("cp -a --no-preserve=ownership /shared/stage/. / && systemd-sysusers");
+            host.run(
+                "cp -a --no-preserve=ownership --remove-destination /shared/stage/. / && systemd-sysusers",
+            );
             host.run("systemd-tmpfiles --create blxrep.conf && systemctl daemon-reload");
             host.run("systemctl reload dbus");
         }
         fs::remove_dir_all(stage).unwrap();
-        self.mount_data();
     }
 
     /// What README tells a new user to do, but for starting the services.
@@ -366,10 +379,16 @@ impl Pair {
 
     /// The agent's configuration, with the root disk first.
     pub fn configure_agent(&self, more: &str) {
+        self.configure_disks(&self.disks(), more);
+    }
+
+    /// The agent's configuration, with these disks.
+    pub fn configure_disks(&self, disks: &[&Disk], more: &str) {
+        let devices: Vec<&str> = disks.iter().map(|disk| disk.path.as_str()).collect();
         let text = format!(
-            "id: web1\ndispatcher-addr: {DISPATCHER_IP}:8080\ndevice: [{}, {}]\nkey-file: /etc/blxrep/key\n\
+            "id: web1\ndispatcher-addr: {DISPATCHER_IP}:8080\ndevice: [{}]\nkey-file: /etc/blxrep/key\n\
              hooks-dir: /etc/blxrep/hooks\n{more}\n",
-            self.root.path, self.data.path
+            devices.join(", ")
         );
         self.agent.put("/etc/blxrep/config.yaml", "644", &text);
     }

@@ -119,8 +119,7 @@ fn watched_and_canceled(pair: &Pair) {
 fn onto_a_device(pair: &Pair) {
     let (dispatcher, disk) = (&pair.dispatcher, &pair.data.name);
     let spare = Disk::new(&pair.shared.join("spare"), 320);
-    let number = fs::read_to_string(format!("/sys/class/block/{}/dev", spare.name)).unwrap();
-    dispatcher.run(&format!("mknod -m 600 {} b {}", spare.path, number.trim().replace(':', " ")));
+    dispatcher.node(&spare);
     let id = newest(pair, dispatcher, disk);
     let call =
         format!("busctl call {MANAGER} Restore 'sssa{{sv}}' web1 {id} {} 1 disk s {disk} 2>&1", spare.path);

@@ -18,6 +18,8 @@ mod bus;
 mod freeze;
 mod network;
 mod pause;
+mod postgres;
 mod reboot;
 mod services;
+mod upgrade;
 mod watchdog;
