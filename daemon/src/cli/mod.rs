@@ -66,7 +66,7 @@ JSON:
   verified     an array, one a disk: agent, disk, oldest, newest, checkpoints (how many),
                damaged (how many), first_damaged (all behind it rest on it; null if none is),
                unreadable (how many have zeros for blocks that could not be read)
-  if it is one  agent, disk, checkpoint, unreadable_blocks, unreadable_sectors as well";
+  of only one  agent, disk, checkpoint, unreadable_blocks, unreadable_sectors as well";
 
 const ENROLL_EXAMPLES: &str = "\
 Examples:
