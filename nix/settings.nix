@@ -45,6 +45,9 @@ in
       description = "The agents that may connect; 'blxrep enroll' adds them. Set by `agents`, if there are any.";
     };
     sync-freq = key time "Time between checkpoints: minutes, or with a unit (5m if it is not set).";
+    scrub-every = key (types.either (types.enum [ "never" ]) time)
+      "The time in which everything stored is read and checked once: days, or with a unit, or never (30d if it is not set).";
+    scrub-rate-mib = key types.ints.positive "The most MiB that this reads in a second (50 if it is not set).";
     listen = key (types.strMatching ".+:[0-9]+") "Address and port to listen on (0.0.0.0:8080 if it is not set).";
   };
 }

@@ -57,7 +57,16 @@ Examples:
 const VERIFY_EXAMPLES: &str = "\
 Examples:
   blxrep dispatcher verify --agent web1 --data-dir /srv/blxrep --checkpoint latest
-  blxrep dispatcher verify --agent web1 --data-dir /srv/blxrep --checkpoint 202611212034 --disk sda --json";
+  blxrep dispatcher verify --agent web1 --data-dir /srv/blxrep --checkpoint 202611212034 --disk sda --json
+  blxrep dispatcher verify --agent web1 --data-dir /srv/blxrep --start 202611210000
+  blxrep dispatcher verify --all --data-dir /srv/blxrep
+
+JSON:
+  damage       an array of objects: file, what, blocks (pairs: the first one, how many)
+  verified     an array, one a disk: agent, disk, oldest, newest, checkpoints (how many),
+               damaged (how many), first_damaged (all behind it rest on it; null if none is),
+               unreadable (how many have zeros for blocks that could not be read)
+  of only one  agent, disk, checkpoint, unreadable_blocks, unreadable_sectors as well";
 
 const ENROLL_EXAMPLES: &str = "\
 Examples:
@@ -122,7 +131,7 @@ enum Offline {
     /// Bring a checkpoint back into a file or onto a block device, every block verified
     #[command(after_help = RESTORE_EXAMPLES)]
     Restore(Restore),
-    /// Read all that a checkpoint rests on and list what is damaged
+    /// Read all that one, some or all checkpoints rest on and list what is damaged
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(Verify),
 }
@@ -170,17 +179,31 @@ struct Restore {
 
 #[derive(Args)]
 struct Verify {
-    /// Which: YYYYMMDDHHMMSS, YYYYMMDDHHMM for the newest of a minute, or 'latest'
+    /// Which: YYYYMMDDHHMMSS, YYYYMMDDHHMM for the newest of a minute, or 'latest'; may be given several times
+    #[arg(
+        long,
+        requires = "agent",
+        required_unless_present_any = ["start", "end", "all"],
+        conflicts_with_all = ["start", "end", "all"]
+    )]
+    checkpoint: Vec<String>,
+    /// All not before this minute, YYYYMMDDHHMM in UTC
+    #[arg(long, value_name = "MINUTE", conflicts_with = "all")]
+    start: Option<String>,
+    /// All not after this minute, YYYYMMDDHHMM in UTC
+    #[arg(long, value_name = "MINUTE", conflicts_with = "all")]
+    end: Option<String>,
+    /// All there are
     #[arg(long)]
-    checkpoint: String,
-    /// Whose
+    all: bool,
+    /// Whose; everybody's without it
     #[arg(long)]
-    agent: AgentId,
+    agent: Option<AgentId>,
     /// The dispatcher's data directory
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// Which disk, its id or its device's name; needed if the agent has several
-    #[arg(long)]
+    /// Which disk, its id or its device's name; needed with --checkpoint if the agent has several
+    #[arg(long, requires = "agent")]
     disk: Option<String>,
     /// For programs: an object
     #[arg(long)]
@@ -254,7 +277,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::CheckConfig(start) => check_config(start),
         Command::Dispatcher(Offline::Show(show)) => offline::show(&show),
         Command::Dispatcher(Offline::Restore(restore)) => offline::restore(restore),
-        Command::Dispatcher(Offline::Verify(verify)) => offline::verify(&verify),
+        Command::Dispatcher(Offline::Verify(verify)) => offline::verify(verify),
         Command::Enroll(enroll) => enroll::run(enroll),
         Command::Untrack(untrack) => untrack::run(&untrack),
         Command::Thaw(thaw) => {
@@ -305,5 +328,35 @@ mod tests {
         Cli::command().debug_assert();
         let help = Cli::command().find_subcommand_mut("start").unwrap().render_long_help().to_string();
         assert!(help.contains(blxrep::config::DEFAULT_PATH), "the help names the default file");
+    }
+
+    #[test]
+    fn a_verify_says_which_checkpoints() {
+        let parse = |args: &str| {
+            let line = format!("blxrep dispatcher verify --data-dir /d {args}");
+            Cli::try_parse_from(line.split_whitespace().map(str::to_owned))
+                .map(|_| ())
+                .map_err(|e| e.exit_code())
+        };
+        for good in [
+            "--agent a --checkpoint latest",
+            "--agent a --disk b --checkpoint latest --checkpoint 202611212034",
+            "--agent a --start 202611212034 --end 202611212035",
+            "--start 202611212034",
+            "--all",
+            "--agent a --disk b --all",
+        ] {
+            assert_eq!(parse(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "",
+            "--agent a",
+            "--checkpoint latest",
+            "--agent a --checkpoint latest --all",
+            "--all --start 1",
+            "--all --disk b",
+        ] {
+            assert_eq!(parse(bad), Err(2), "{bad}");
+        }
     }
 }

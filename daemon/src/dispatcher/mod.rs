@@ -16,6 +16,7 @@ pub mod registry;
 mod resize_tests;
 pub mod room;
 pub mod schedule;
+pub mod scrub;
 pub mod server;
 pub mod session;
 #[cfg(test)]
