@@ -7,7 +7,7 @@
 pub mod verify;
 
 pub(crate) use chosen::Chosen;
-pub use chosen::{VerifyReport, verify_checkpoint};
+pub use chosen::{Opened, VerifyReport, open, verify_checkpoint};
 pub use output::{RestoreOptions, RestoreReport, restore};
 pub use show::{ShowRow, show};
 pub use target::Output;
