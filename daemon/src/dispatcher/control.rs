@@ -13,7 +13,10 @@ use tokio::time::timeout;
 use tracing::error;
 
 use super::registry::Registry;
-use crate::bus::control::{About, Control, Details, Failure, Planned, Progress, RestoreRequest, Which};
+use super::serve;
+use crate::bus::control::{
+    About, Control, Details, Failure, Planned, Progress, RestoreRequest, ServeRequest, Which,
+};
 use crate::bus::outcome::{Compared, canceled, check_target, lines, report, restored, value};
 use crate::clock::unix_ms;
 use crate::ids::{AgentId, CheckpointId, DiskId};
@@ -199,6 +202,13 @@ impl Control for DispatcherControl {
             ]))
         };
         Ok(Planned { about, work: Box::new(work) })
+    }
+
+    fn serve(&self, request: ServeRequest) -> Result<(Planned, Details), Problem> {
+        let ServeRequest { which, checkpoint, target, by } = request;
+        let agent = which.agent()?;
+        let opened = restore::open(&self.data_dir, &agent, which.disk.as_deref(), &checkpoint)?;
+        serve::plan(opened, target, by)
     }
 }
 

@@ -14,6 +14,7 @@ pub mod registry;
 mod resize_tests;
 pub mod room;
 pub mod schedule;
+mod serve;
 pub mod server;
 pub mod session;
 #[cfg(test)]
