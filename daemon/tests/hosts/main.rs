@@ -20,5 +20,6 @@ mod network;
 mod pause;
 mod postgres;
 mod reboot;
+mod serve;
 mod services;
 mod watchdog;
