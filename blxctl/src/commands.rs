@@ -19,13 +19,17 @@ use crate::model::{Agent, Checkpoint, Disk, Job};
 use crate::output::show;
 use crate::status::Report;
 use crate::target::{self, Target};
-use crate::{render, status, watch};
+use crate::{render, serve, status, watch};
 
 /// Runs a command. The exit code is not 0 only where `status` says so.
 pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let json = cli.json;
     if matches!(cli.command, Command::Status) {
         return show_status(cli.role, json).await;
+    }
+    if let Command::Umount { dir } = cli.command {
+        serve::umount(&dir, json)?;
+        return Ok(ExitCode::SUCCESS);
     }
     let daemon = connect::daemon(cli.role).await?;
     match cli.command {
@@ -34,6 +38,10 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Show { disks, start, end } => checkpoints(&daemon, disks, [start, end], json).await,
         Command::Restore { which, target, wait } => restore(&daemon, which, target, &wait, json).await,
         Command::Verify { which, wait } => verify(&daemon, which, &wait, json).await,
+        Command::Mount { shown, dir } => serve::mount(&daemon, shown, &dir, json).await,
+        Command::Export { shown, address, writable, wait } => {
+            serve::export(&daemon, shown, &address, writable, &wait, json).await
+        }
         Command::Sync { disks, compare, wait } => sync(&daemon, disks, compare, &wait, json).await,
         Command::Accept { agent, disk } => accept(&daemon, &agent, disk, json).await,
         Command::Pause(disks) => pause(&daemon, disks, true, json).await,
@@ -42,7 +50,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Cancel { job } => cancel(&daemon, job, json).await,
         Command::Watch => watch::run(daemon, json).await,
         // These are no questions to a daemon.
-        Command::Status | Command::Generate { .. } => Ok(()),
+        Command::Status | Command::Umount { .. } | Command::Generate { .. } => Ok(()),
     }?;
     Ok(ExitCode::SUCCESS)
 }
@@ -112,7 +120,7 @@ async fn checkpoints(
     show(json, || array(&found, Checkpoint::json), || render::checkpoints(&found, now_usec()))
 }
 
-fn disk_option(disk: Option<String>) -> Options<'static> {
+pub(crate) fn disk_option(disk: Option<String>) -> Options<'static> {
     disk.map(|disk| ("disk", disk.into())).into_iter().collect()
 }
 
@@ -251,9 +259,10 @@ async fn cancel(daemon: &Daemon, id: u32, json: bool) -> Result<(), Failure> {
             | "org.freedesktop.DBus.Error.UnknownInterface"
             | "org.freedesktop.DBus.Error.UnknownMethod",
         ) => Failure::new(Exit::NotFound, format!("no job {id} runs: see 'blxctl jobs'")),
-        _ => {
-            Failure::of_call(&e, &format!("{ACTION_RESTORE} (restores) or {ACTION_CHECKPOINT} (other jobs)"))
-        }
+        _ => Failure::of_call(
+            &e,
+            &format!("{ACTION_RESTORE} (restores, mounts, exports) or {ACTION_CHECKPOINT} (other jobs)"),
+        ),
     })?;
     show(json, || json!({ "job": id, "state": "canceling" }), || format!("job {id}: canceling\n"))
 }

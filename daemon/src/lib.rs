@@ -2,7 +2,7 @@
 //!
 //! The path of data, in the order of the modules: [`tracker`] says which blocks changed, [`bitmap`] holds them,
 //! [`reader`] reads and hashes them, [`wire`] carries them, [`store`] keeps them, [`checkpoint`] names what can be
-//! brought back and [`restore`] brings it back. [`freeze`] makes a checkpoint a point in time. [`agent`] and
+//! brought back and [`restore`] brings it back; [`serve`] shows it without that. [`freeze`] makes a checkpoint a point in time. [`agent`] and
 //! [`dispatcher`] are the two roles built from these parts.
 
 pub mod accept;
@@ -24,10 +24,12 @@ pub mod hash;
 pub mod ids;
 pub mod lock;
 pub mod message_id;
+pub mod partitions;
 pub mod pause;
 pub mod reader;
 pub mod restore;
 pub mod run;
+pub mod serve;
 #[cfg(test)]
 mod simulation;
 pub mod status;

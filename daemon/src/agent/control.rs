@@ -13,7 +13,9 @@ use tokio::time::timeout;
 use super::fetch::{FetchError, FetchRequest, fetch};
 use super::link::Dial;
 use super::shared::{Shared, not_connected};
-use crate::bus::control::{About, Control, Details, Failure, Planned, Progress, RestoreRequest, Which};
+use crate::bus::control::{
+    About, Control, Details, Failure, Planned, Progress, RestoreRequest, ServeRequest, Which,
+};
 use crate::bus::outcome::{Compared, canceled, check_target, report, restored, value};
 use crate::checkpoint::select::{SelectError, select};
 use crate::clock::unix_ms;
@@ -170,6 +172,15 @@ impl Control for AgentControl {
 
     fn verify(&self, _request: VerifyRequest) -> Result<Planned, Problem> {
         let text = "only the dispatcher can verify: run 'blxctl verify' there";
+        Err(Problem::new(ProblemKind::WrongRole, text))
+    }
+
+    fn serve(&self, request: ServeRequest) -> Result<(Planned, Details), Problem> {
+        let which = self.own(&request.which)?;
+        let text = format!(
+            "only the dispatcher can show a checkpoint: run 'blxctl mount' or 'export' for agent {} there",
+            which.agent
+        );
         Err(Problem::new(ProblemKind::WrongRole, text))
     }
 }

@@ -4,11 +4,13 @@ mod enroll;
 mod generate;
 mod log;
 mod offline;
+mod serve;
 mod service;
 mod start_agent;
 mod start_dispatcher;
 mod untrack;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -67,6 +69,28 @@ JSON:
                damaged (how many), first_damaged (all behind it rest on it; null if none is),
                unreadable (how many have zeros for blocks that could not be read)
   of only one  agent, disk, checkpoint, unreadable_blocks, unreadable_sectors as well";
+
+const MOUNT_EXAMPLES: &str = "\
+DIR has disk.img, and partN.img for each partition. All of it is read-only, and every block is verified when it is read; one that \
+is damaged is an input/output error, and the log names the file. A checkpoint of class filesystem or application has \
+clean journals. Of another one:
+  mount -o loop,ro,noload DIR/part1.img /mnt         ext4, without its journal
+  mount -o loop,ro,norecovery DIR/part1.img /mnt     xfs, without its log
+or export it with --writable and let the journal be replayed there.
+
+Examples:
+  blxrep dispatcher mount --agent web1 --data-dir /srv/blxrep --checkpoint latest /mnt/web1
+  mount -o loop,ro /mnt/web1/part1.img /mnt/files";
+
+const EXPORT_EXAMPLES: &str = "\
+Speaks NBD, to 16 clients at most. A unix socket is only for you and root. What connects to a TCP address can read the whole \
+disk, and nothing is encrypted: name an address that only the right ones reach.
+
+Examples:
+  blxrep dispatcher export --agent web1 --data-dir /srv/blxrep --checkpoint latest --socket /run/web1.sock
+  nbdcopy 'nbd+unix:///?socket=/run/web1.sock' web1.img
+  qemu-img convert -O qcow2 'nbd+unix:///?socket=/run/web1.sock' web1.qcow2
+  blxrep dispatcher export --agent web1 --data-dir /srv/blxrep --checkpoint latest --writable --tcp 127.0.0.1:10809";
 
 const ENROLL_EXAMPLES: &str = "\
 Examples:
@@ -134,6 +158,12 @@ enum Offline {
     /// Read all that one, some or all checkpoints rest on and list what is damaged
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(Verify),
+    /// Show a checkpoint's disk and partitions as files, until Ctrl-C or umount
+    #[command(after_help = MOUNT_EXAMPLES)]
+    Mount(Mount),
+    /// Show a checkpoint's disk as a network block device, until Ctrl-C
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export(Export),
 }
 
 #[derive(Args)]
@@ -210,6 +240,54 @@ struct Verify {
     json: bool,
 }
 
+/// A checkpoint of a data directory.
+#[derive(Args)]
+struct Checkpoint {
+    /// Which: YYYYMMDDHHMMSS, YYYYMMDDHHMM for the newest of a minute, or 'latest'
+    #[arg(long)]
+    checkpoint: String,
+    /// Whose
+    #[arg(long)]
+    agent: AgentId,
+    /// The dispatcher's data directory
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Which disk, its id or its device's name; needed if the agent has several
+    #[arg(long)]
+    disk: Option<String>,
+}
+
+#[derive(Args)]
+struct Mount {
+    #[command(flatten)]
+    checkpoint: Checkpoint,
+    /// An empty directory
+    dir: PathBuf,
+}
+
+#[derive(Args)]
+struct Export {
+    #[command(flatten)]
+    checkpoint: Checkpoint,
+    #[command(flatten)]
+    address: Address,
+    /// Let clients write, into a file in /var/tmp that is thrown away
+    #[arg(long)]
+    writable: bool,
+}
+
+/// Where to listen.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Address {
+    /// Listen on a new unix socket of this name
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Listen on TCP, on this address and port only
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    tcp: Option<SocketAddr>,
+}
+
 #[derive(Args)]
 struct Enroll {
     /// The agent's id
@@ -278,6 +356,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Dispatcher(Offline::Show(show)) => offline::show(&show),
         Command::Dispatcher(Offline::Restore(restore)) => offline::restore(restore),
         Command::Dispatcher(Offline::Verify(verify)) => offline::verify(verify),
+        Command::Dispatcher(Offline::Mount(mount)) => serve::mount(&mount),
+        Command::Dispatcher(Offline::Export(export)) => serve::export(&export),
         Command::Enroll(enroll) => enroll::run(enroll),
         Command::Untrack(untrack) => untrack::run(&untrack),
         Command::Thaw(thaw) => {

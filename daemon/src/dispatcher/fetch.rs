@@ -181,7 +181,7 @@ fn stream(
     let verify_bytes = chosen.verify_bytes().map_err(RestoreError::from)?;
     send(out, encode_message(&RestoreDown::Begin { checkpoint, verify_bytes }).unwrap_or_default())?;
     verify(&chosen, verify_bytes, out)?;
-    let mut view = chosen.view().map_err(RestoreError::from)?;
+    let view = chosen.view().map_err(RestoreError::from)?;
     for group in 0..geometry.groups() {
         let (first, count) = geometry.group_extent(group);
         let run = match view.read_group(group).map_err(RestoreError::from)? {

@@ -135,7 +135,7 @@ impl Agent {
         let count = chain.members.len();
         if count > 0 {
             assert_eq!(verify::verify(&dir, &owner, &chain, count, &mut |_| Ok(())).unwrap(), []);
-            let mut view = verify::view(&dir, &owner, &chain, count).unwrap();
+            let view = verify::view(&dir, &owner, &chain, count).unwrap();
             (0..GROUPS).for_each(|group| drop(view.read_group(group).unwrap()));
         }
         count

@@ -118,8 +118,7 @@ fn use_store(files: &SimFiles) {
     let chain = chain::load(&dir, &owner()).unwrap();
     let damage = verify::verify(&dir, &owner(), &chain, chain.members.len(), &mut |_| Ok(())).unwrap();
     if damage.is_empty() && !chain.members.is_empty() {
-        let mut view =
-            verify::view(&dir, &owner(), &chain, chain.members.len()).expect("what is sound opens");
+        let view = verify::view(&dir, &owner(), &chain, chain.members.len()).expect("what is sound opens");
         for group in 0..view.geometry().groups().min(8) {
             view.read_group(group).expect("what is sound can be read");
         }

@@ -119,3 +119,30 @@ impl Chosen {
         Ok(sectors(&self.view()?.unreadable()?, *geometry, RANGES_MAX))
     }
 }
+
+/// A checkpoint, opened to be read at any place.
+pub struct Opened {
+    /// What it says of itself.
+    pub checkpoint: Checkpoint,
+    /// Its disk.
+    pub view: View,
+}
+
+/// Opens a checkpoint, named as for a restore. Of its data nothing is read yet: every block is checked when it is.
+///
+/// # Errors
+/// Usage, NotFound; Damaged if what says where the data is is not sound; Io.
+pub fn open(
+    data_dir: &Path,
+    agent: &AgentId,
+    disk: Option<&str>,
+    checkpoint: &str,
+) -> Result<Opened, RestoreError> {
+    let chosen = Chosen::find(data_dir, agent, disk, checkpoint)?;
+    match chosen.checkpoint() {
+        Some(checkpoint) => Ok(Opened { checkpoint: checkpoint.clone(), view: chosen.view()? }),
+        None => {
+            Err(RestoreError::Damaged(chosen.chain.broken.iter().map(|(damage, _)| damage.clone()).collect()))
+        }
+    }
+}

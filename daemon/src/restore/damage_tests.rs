@@ -153,7 +153,7 @@ fn restored(files: &SimFiles, n: usize) -> Option<Vec<u8>> {
 }
 
 fn read(chosen: &Chosen) -> Result<Vec<u8>, StoreError> {
-    let mut view = chosen.view()?;
+    let view = chosen.view()?;
     let mut disk = vec![0u8; geometry().size_bytes() as usize];
     for group in 0..geometry().groups() {
         let (first, count) = geometry().group_extent(group);

@@ -7,6 +7,7 @@
 pub mod verify;
 
 pub(crate) use chosen::Chosen;
+pub use chosen::{Opened, open};
 pub use output::{RestoreOptions, RestoreReport, restore};
 pub use several::{DiskReport, DiskSummary, Verification, Verified, VerifyRequest, Wanted};
 pub use show::{ShowRow, show};

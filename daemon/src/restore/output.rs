@@ -59,20 +59,20 @@ pub fn restore(options: RestoreOptions, progress: Progress<'_>) -> Result<Restor
     let mut meter = Meter::new(progress, verify_bytes.saturating_add(2 * size));
     let mut tick = |bytes| meter.tick(bytes);
     chosen.verified(&mut tick)?;
-    let mut view = chosen.view()?;
+    let view = chosen.view()?;
     let unreadable_sectors = chosen.unreadable_sectors()?;
     let cloned = match chosen.base() {
         Some(base) => target.clone_from(&data_dir.join(chosen.owner.img(base)), size)?,
         None => false,
     };
-    let written = write(&mut view, &mut target, cloned, &mut tick)
-        .and_then(|written_bytes| read_back(&mut view, &target, &mut tick).map(|()| written_bytes));
+    let written = write(&view, &mut target, cloned, &mut tick)
+        .and_then(|written_bytes| read_back(&view, &target, &mut tick).map(|()| written_bytes));
     let written_bytes = written.map_err(|e| target.explain(e))?;
     let output = target.finish()?;
     Ok(RestoreReport { checkpoint, output, unreadable_sectors, written_bytes })
 }
 
-fn write(view: &mut View, target: &mut Target, cloned: bool, tick: Tick<'_>) -> Result<u64, RestoreError> {
+fn write(view: &View, target: &mut Target, cloned: bool, tick: Tick<'_>) -> Result<u64, RestoreError> {
     let geometry = view.geometry();
     let mut written = 0;
     for group in 0..geometry.groups() {
@@ -87,7 +87,7 @@ fn write(view: &mut View, target: &mut Target, cloned: bool, tick: Tick<'_>) -> 
     Ok(written)
 }
 
-fn read_back(view: &mut View, target: &Target, tick: Tick<'_>) -> Result<(), RestoreError> {
+fn read_back(view: &View, target: &Target, tick: Tick<'_>) -> Result<(), RestoreError> {
     target.read_back(view.geometry(), tick, |group, first, found| {
         let hashes = view.hashes(group)?;
         Ok(found

@@ -9,8 +9,9 @@ use crate::checkpoint::chain::{self, Chain, Member};
 use crate::geometry::Geometry;
 use crate::hash::BlockHash;
 use crate::store::handle::{Dir, Handle};
+use crate::store::layers::Layers;
 use crate::store::layout::Paths;
-use crate::store::view::{Layers, View};
+use crate::store::view::View;
 use crate::store::{Damage, StoreError, bak, block_map, cst, sum};
 
 /// Told the bytes that were looked at or written since the last call; its error ends the work.
@@ -172,7 +173,7 @@ pub fn view(dir: &Dir, owner: &Paths, chain: &Chain, count: usize) -> Result<Vie
     for member in members {
         let before = std::mem::replace(&mut geometry, member.checkpoint.geometry);
         let layer = layers.push(member.checkpoint.id, geometry);
-        let pieces = bak::read_index(layers.file(dir, owner, layer)?.0, &member.header, layer)?;
+        let pieces = bak::read_index(&layers.file(dir, owner, layer)?.0, &member.header, layer)?;
         map.lay(layer, &pieces, before.blocks(), geometry.blocks());
     }
     View::new(dir.clone(), owner.clone(), geometry, &base.checkpoint, layers, map)

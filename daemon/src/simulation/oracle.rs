@@ -67,7 +67,7 @@ impl Oracle {
         let dir = Dir::new(files.arc());
         let chain = chain::load(&dir, &paths()).unwrap();
         let at = chain.members.iter().position(|member| member.checkpoint.id == id);
-        let mut view = view(&dir, &paths(), &chain, at.expect("it is in the chain") + 1).unwrap();
+        let view = view(&dir, &paths(), &chain, at.expect("it is in the chain") + 1).unwrap();
         let mut unreadable_blocks = 0;
         for group in 0..geometry.groups() {
             let (first, count) = geometry.group_extent(group);

@@ -229,7 +229,7 @@ fn check_visible(files: &SimFiles, acks: &Acks) -> Result<usize, String> {
 }
 
 fn read(dir: &Dir, found: &chain::Chain, count: usize) -> Result<Vec<u8>, String> {
-    let mut view = verify::view(dir, &owner(), found, count).map_err(|e| e.to_string())?;
+    let view = verify::view(dir, &owner(), found, count).map_err(|e| e.to_string())?;
     let mut disk = vec![0; view.geometry().size_bytes() as usize];
     for group in 0..view.geometry().groups() {
         if let Some(data) = view.read_group(group).map_err(|e| e.to_string())? {

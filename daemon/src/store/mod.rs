@@ -18,7 +18,9 @@ pub mod disk_store;
 pub mod files;
 mod fold;
 pub mod handle;
+pub mod layers;
 pub mod layout;
+mod recent;
 mod recover;
 pub mod sum;
 pub mod view;
@@ -36,6 +38,8 @@ mod refusal_tests;
 pub(crate) mod simfiles;
 #[cfg(test)]
 pub(crate) mod unreadable_tests;
+#[cfg(test)]
+mod view_tests;
 
 use std::fmt;
 use std::io;

@@ -9,8 +9,8 @@ use super::copy::Copy;
 use super::cst::{self, OpenJournal};
 use super::disk_store::DiskStore;
 use super::handle::{Dir, Handle};
+use super::layers::Layers;
 use super::layout::{HEADER_BYTES, Header, Paths};
-use super::view::Layers;
 use crate::bitmap::BlockSet;
 use crate::checkpoint::chain;
 use crate::geometry::Geometry;
@@ -53,7 +53,7 @@ pub(super) fn open(dir: Dir, owner: Paths) -> Result<DiskStore, StoreError> {
         let geometry = member.checkpoint.geometry;
         let layer = store.layers.push(member.checkpoint.id, geometry);
         let (file, _) = store.layers.file(&store.dir, &store.owner, layer)?;
-        let map = bak::read_index(file, &member.header, layer)?;
+        let map = bak::read_index(&file, &member.header, layer)?;
         store.head.lay(layer, &map, before.checkpoint.geometry.blocks(), geometry.blocks());
     }
     store.recover_delta()?;

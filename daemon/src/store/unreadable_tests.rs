@@ -119,7 +119,7 @@ fn check(files: &SimFiles) -> usize {
     for (n, member) in found.members.iter().enumerate() {
         assert_eq!(verify::verify(&dir, &owner, &found, n + 1, &mut |_| Ok(())).unwrap(), []);
         assert_eq!(member.checkpoint.unreadable_blocks as usize, BAD[n].len(), "checkpoint {n}");
-        let mut view = verify::view(&dir, &owner, &found, n + 1).unwrap();
+        let view = verify::view(&dir, &owner, &found, n + 1).unwrap();
         assert_eq!(view.unreadable().unwrap(), set(BAD[n]), "checkpoint {n}");
         let mut disk = vec![0; geometry().size_bytes() as usize];
         for group in 0..geometry().groups() {

@@ -1,94 +1,28 @@
-//! A disk as of one checkpoint: the base image with deltas laid over it. Reads only.
+//! A disk as of one checkpoint: the base image with deltas laid over it. Reads only, from any number of threads, in
+//! bounded memory.
 //!
 //! What must never happen here: a block returned that was not checked against its hash.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use super::bak;
 use super::block_map::{BlockMap, Piece};
 use super::handle::{Dir, Handle};
+use super::layers::Layers;
 use super::layout::Paths;
+use super::recent::Recent;
 use super::{StoreError, sum};
 use crate::bitmap::{BlockSet, Extent};
 use crate::checkpoint::Checkpoint;
-use crate::geometry::Geometry;
+use crate::geometry::{GROUP_SHIFT, Geometry};
 use crate::hash::{BlockHash, insert_unreadable};
-use crate::ids::CheckpointId;
 
-/// Deltas kept open at the same time.
-const OPEN_MAX: usize = 64;
+/// Groups of the base whose hashes are kept: at most 32 KiB each, 4 KiB with the usual blocks.
+const HASHES_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
-struct Layer {
-    id: CheckpointId,
-    geometry: Geometry,
-    file: Option<Handle>,
-}
-
-/// Committed deltas, opened when they are needed.
-#[derive(Default)]
-pub struct Layers {
-    layers: Vec<Layer>,
-    open: usize,
-}
-
-impl Layers {
-    /// Adds the next delta of the chain; returns its layer number.
-    pub fn push(&mut self, id: CheckpointId, geometry: Geometry) -> u32 {
-        self.layers.push(Layer { id, geometry, file: None });
-        (self.layers.len() - 1) as u32
-    }
-
-    /// The file of a layer, and the size its disk had.
-    ///
-    /// # Errors
-    /// Damaged if it is missing; Io.
-    pub fn file(&mut self, dir: &Dir, owner: &Paths, layer: u32) -> Result<(&Handle, Geometry), StoreError> {
-        let at = layer as usize;
-        if self.open >= OPEN_MAX && self.layers.get(at).is_some_and(|l| l.file.is_none()) {
-            self.layers.iter_mut().for_each(|l| l.file = None);
-            self.open = 0;
-        }
-        let missing = || StoreError::Refused(format!("there is no layer {layer}"));
-        let slot = self.layers.get_mut(at).ok_or_else(missing)?;
-        let file = match slot.file.take() {
-            Some(file) => file,
-            None => {
-                self.open += 1;
-                dir.open(&owner.bak(slot.id), false)?
-            }
-        };
-        Ok((slot.file.insert(file), slot.geometry))
-    }
-
-    /// Lays the hashes of one piece over those of its group, whose first block is `first`.
-    ///
-    /// # Errors
-    /// Damaged; Io.
-    pub fn overlay(
-        &mut self,
-        dir: &Dir,
-        owner: &Paths,
-        piece: &Piece,
-        first: u64,
-        hashes: &mut [BlockHash],
-    ) -> Result<(), StoreError> {
-        if !piece.is_behind_the_end() {
-            return overlay(self.file(dir, owner, piece.layer)?.0, piece, first, hashes);
-        }
-        let slots = hashes.iter_mut().skip((piece.extent.first - first) as usize);
-        slots.take(piece.extent.count as usize).for_each(|slot| *slot = BlockHash::ZERO);
-        Ok(())
-    }
-}
-
-/// Lays the hashes of one piece over those of its group, whose first block is `first`.
-///
-/// # Errors
-/// Damaged; Io.
-pub fn overlay(file: &Handle, piece: &Piece, first: u64, hashes: &mut [BlockHash]) -> Result<(), StoreError> {
-    let new = bak::read_hashes(file, piece.record, piece.skip, piece.extent.count)?;
-    let slots = hashes.iter_mut().skip((piece.extent.first - first) as usize);
-    slots.zip(new).for_each(|(slot, hash)| *slot = hash);
-    Ok(())
-}
+/// Runs kept unpacked, of at most 1 MiB each: neighbouring pieces often lie in one.
+const RUNS_MAX: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
 /// A disk as of one checkpoint.
 pub struct View {
@@ -101,12 +35,13 @@ pub struct View {
     sum: Handle,
     layers: Layers,
     map: BlockMap,
-    /// The run read last: neighbouring pieces often lie in one.
-    last: Option<(u32, u64, Option<Vec<u8>>)>,
+    base_hashes: Recent<u64, Vec<BlockHash>>,
+    /// By layer and record; `None` for zeros.
+    runs: Recent<(u32, u64), Option<Vec<u8>>>,
 }
 
-/// A group's data and the hashes it was checked against.
-pub struct GroupData {
+/// Data and the hashes it was checked against.
+pub struct Checked {
     /// The bytes, cut at the end of the disk.
     pub data: Vec<u8>,
     /// The blocks' hashes.
@@ -128,7 +63,8 @@ impl View {
     ) -> Result<Self, StoreError> {
         let img = dir.open(&owner.img(base.id), false)?;
         let sum = dir.open(&owner.sum(base.id), false)?;
-        Ok(Self { dir, owner, geometry, base: base.geometry, img, sum, layers, map, last: None })
+        let (base_hashes, runs) = (Recent::new(HASHES_MAX), Recent::new(RUNS_MAX));
+        Ok(Self { dir, owner, geometry, base: base.geometry, img, sum, layers, map, base_hashes, runs })
     }
 
     /// Size and block size.
@@ -136,21 +72,34 @@ impl View {
         self.geometry
     }
 
+    /// The blocks of a group.
+    fn group(&self, group: u64) -> Extent {
+        let (first, count) = self.geometry.group_extent(group);
+        Extent { first, count }
+    }
+
     /// Whether a delta holds blocks of this group.
     pub fn is_overlaid(&self, group: u64) -> bool {
-        let (first, count) = self.geometry.group_extent(group);
-        self.map.touches(Extent { first, count })
+        self.map.touches(self.group(group))
     }
 
     /// The hashes of a group's blocks.
     ///
     /// # Errors
     /// Damaged; Io.
-    pub fn hashes(&mut self, group: u64) -> Result<Vec<BlockHash>, StoreError> {
-        let (first, count) = self.geometry.group_extent(group);
-        let mut hashes = sum::read_resized(&self.sum, self.base, self.geometry, group)?;
-        for piece in self.map.within(Extent { first, count }) {
-            self.layers.overlay(&self.dir, &self.owner, &piece, first, &mut hashes)?;
+    pub fn hashes(&self, group: u64) -> Result<Vec<BlockHash>, StoreError> {
+        self.hashes_of(self.group(group))
+    }
+
+    /// The hashes of blocks of one group.
+    fn hashes_of(&self, extent: Extent) -> Result<Vec<BlockHash>, StoreError> {
+        let group = extent.first / self.geometry.group_blocks();
+        let read = || sum::read_resized(&self.sum, self.base, self.geometry, group);
+        let base = self.base_hashes.get(group, read)?;
+        let before = (extent.first - self.group(group).first) as usize;
+        let mut hashes: Vec<_> = base.iter().skip(before).take(extent.count as usize).copied().collect();
+        for piece in self.map.within(extent) {
+            self.layers.overlay(&self.dir, &self.owner, &piece, extent.first, &mut hashes)?;
         }
         Ok(hashes)
     }
@@ -159,62 +108,124 @@ impl View {
     ///
     /// # Errors
     /// Damaged; Io.
-    pub fn unreadable(&mut self) -> Result<BlockSet, StoreError> {
+    pub fn unreadable(&self) -> Result<BlockSet, StoreError> {
         let mut found = BlockSet::new();
         for group in 0..self.geometry.groups() {
-            insert_unreadable(self.geometry.group_extent(group).0, &self.hashes(group)?, &mut found);
+            insert_unreadable(self.group(group).first, &self.hashes(group)?, &mut found);
         }
         Ok(found)
     }
 
-    /// Whether the base image has no data in this group.
+    /// Whether a group is all zeros, as its hashes say.
     ///
     /// # Errors
-    /// Io.
-    pub fn base_is_hole(&self, group: u64) -> Result<bool, StoreError> {
-        let (first, count) = self.geometry.group_extent(group);
-        let (offset, len) = self.geometry.range(first, count);
+    /// Damaged; Io.
+    pub fn is_zero(&self, group: u64) -> Result<bool, StoreError> {
+        Ok(self.hashes(group)?.iter().all(|hash| hash.content() == BlockHash::ZERO))
+    }
+
+    /// Whether the base image has no data in these blocks.
+    fn base_is_hole(&self, extent: Extent) -> Result<bool, StoreError> {
+        let (offset, len) = self.geometry.range(extent.first, extent.count);
         Ok(self.img.next_data(offset)?.is_none_or(|(start, _)| start >= offset + len))
+    }
+
+    /// Fills `buf` with the disk's bytes from `offset`, every block checked.
+    ///
+    /// # Errors
+    /// Refused if they are not all on the disk; Damaged; Io. What is in `buf` then means nothing.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        let size = self.geometry.size_bytes();
+        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > size) {
+            let what = format!("{} bytes from {offset} are not on a disk of {size}", buf.len());
+            return Err(StoreError::Refused(what));
+        }
+        let (mut at, mut left) = (offset, buf);
+        while !left.is_empty() {
+            let in_group = (1 << GROUP_SHIFT) - (at & ((1 << GROUP_SHIFT) - 1));
+            let (part, rest) = left.split_at_mut(in_group.min(left.len() as u64) as usize);
+            self.read_within_group(at, part)?;
+            at += part.len() as u64;
+            left = rest;
+        }
+        Ok(())
+    }
+
+    fn read_within_group(&self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
+        let shift = self.geometry.block_shift();
+        let first = offset >> shift;
+        let end = (offset + out.len() as u64).div_ceil(1 << shift);
+        match self.read(Extent { first, count: end - first })? {
+            None => out.fill(0),
+            Some(Checked { data, .. }) => {
+                let wanted = data.iter().skip((offset - (first << shift)) as usize);
+                out.iter_mut().zip(wanted).for_each(|(to, from)| *to = *from);
+            }
+        }
+        Ok(())
     }
 
     /// A group's data, every block checked. `None` if all of it is zeros that were read.
     ///
     /// # Errors
     /// Damaged; Io.
-    pub fn read_group(&mut self, group: u64) -> Result<Option<GroupData>, StoreError> {
-        let hashes = self.hashes(group)?;
+    pub fn read_group(&self, group: u64) -> Result<Option<Checked>, StoreError> {
+        self.read(self.group(group))
+    }
+
+    /// Blocks of one group, every one checked. `None` if all of them are zeros that were read.
+    fn read(&self, extent: Extent) -> Result<Option<Checked>, StoreError> {
+        let hashes = self.hashes_of(extent)?;
         let zeros = hashes.iter().all(|h| *h == BlockHash::ZERO);
-        if zeros && !self.is_overlaid(group) && self.base_is_hole(group)? {
+        let pieces = self.map.within(extent);
+        if zeros && pieces.is_empty() && self.base_is_hole(extent)? {
             return Ok(None);
         }
-        let (first, count) = self.geometry.group_extent(group);
-        let (offset, len) = self.geometry.range(first, count);
+        let data = self.assemble(extent, &pieces)?;
+        let block_bytes = self.geometry.block_bytes();
+        for ((block, hash), n) in data.chunks(block_bytes).zip(&hashes).zip(extent.first..) {
+            if !hash.is_sound(block, block_bytes) {
+                let what = format!("block {n} does not have its hash");
+                return Err(match pieces.iter().find(|p| (p.extent.first..p.extent.end()).contains(&n)) {
+                    Some(piece) => self.layers.file(&self.dir, &self.owner, piece.layer)?.0.damaged(what),
+                    None => self.img.damaged(what),
+                });
+            }
+        }
+        Ok((!zeros).then_some(Checked { data, hashes }))
+    }
+
+    /// The bytes of blocks as the files have them, not checked.
+    fn assemble(&self, extent: Extent, pieces: &[Piece]) -> Result<Vec<u8>, StoreError> {
+        let (offset, len) = self.geometry.range(extent.first, extent.count);
         let mut data = vec![0; len as usize];
-        let pieces = self.map.within(Extent { first, count });
         // What the disk had then; a file that is shorter is damaged.
         let had = data.get_mut(..self.base.size_bytes().saturating_sub(offset).min(len) as usize);
         if let Some(had) = had.filter(|had| !had.is_empty())
-            && pieces.iter().map(|p| p.extent.count).sum::<u64>() < count
+            && pieces.iter().map(|p| p.extent.count).sum::<u64>() < extent.count
         {
             self.img.read(had, offset)?;
         }
-        for piece in &pieces {
+        for piece in pieces {
             self.lay_piece(piece, offset, &mut data)?;
         }
-        let block_bytes = self.geometry.block_bytes();
-        for ((block, hash), n) in data.chunks(block_bytes).zip(&hashes).zip(first..) {
-            if !hash.is_sound(block, block_bytes) {
-                let file = match pieces.iter().find(|p| (p.extent.first..p.extent.end()).contains(&n)) {
-                    Some(piece) => self.layers.file(&self.dir, &self.owner, piece.layer)?.0,
-                    None => &self.img,
-                };
-                return Err(file.damaged(format!("block {n} does not have its hash")));
-            }
-        }
-        Ok((!zeros).then_some(GroupData { data, hashes }))
+        Ok(data)
     }
 
-    fn lay_piece(&mut self, piece: &Piece, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
+    /// The data of a record, unpacked and checked against the hashes beside it; `None` for zeros.
+    fn run(
+        &self,
+        file: &Handle,
+        geometry: Geometry,
+        piece: &Piece,
+    ) -> Result<Arc<Option<Vec<u8>>>, StoreError> {
+        self.runs.get((piece.layer, piece.record), || {
+            let unpacked = bak::read_run(file, geometry, piece.record)?.unpack(geometry);
+            unpacked.map_err(|e| file.damaged(e.to_string()))
+        })
+    }
+
+    fn lay_piece(&self, piece: &Piece, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
         let Extent { first, count } = piece.extent;
         let (at, len) = self.geometry.range(first, count);
         if piece.is_behind_the_end() {
@@ -222,14 +233,6 @@ impl View {
             return Ok(());
         }
         let (file, geometry) = self.layers.file(&self.dir, &self.owner, piece.layer)?;
-        let cached = self.last.take().filter(|(l, r, _)| (*l, *r) == (piece.layer, piece.record));
-        let data = match cached {
-            Some((_, _, data)) => data,
-            None => {
-                let unpacked = bak::read_run(file, geometry, piece.record)?.unpack(geometry);
-                unpacked.map_err(|e| file.damaged(e.to_string()))?
-            }
-        };
         let skip = piece.skip << self.geometry.block_shift();
         let target = out.get_mut((at - offset) as usize..(at - offset + len) as usize);
         let target = target.ok_or_else(|| file.damaged("its index points past a group"))?;
@@ -237,14 +240,13 @@ impl View {
         let had = len.min(geometry.range(first, count).1);
         let (target, behind) = target.split_at_mut(had as usize);
         behind.fill(0);
-        match &data {
+        match &*self.run(&file, geometry, piece)? {
             Some(data) => {
                 let part = data.get(skip as usize..(skip + had) as usize);
                 target.copy_from_slice(part.ok_or_else(|| file.damaged("its index points past a run"))?);
             }
             None => target.fill(0),
         }
-        self.last = Some((piece.layer, piece.record, data));
         Ok(())
     }
 }

@@ -20,6 +20,7 @@ mod network;
 mod pause;
 mod postgres;
 mod reboot;
+mod serve;
 mod services;
 mod upgrade;
 mod watchdog;
