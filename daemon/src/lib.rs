@@ -24,6 +24,7 @@ pub mod hash;
 pub mod ids;
 pub mod lock;
 pub mod message_id;
+pub mod partitions;
 pub mod pause;
 pub mod reader;
 pub mod restore;
