@@ -9,6 +9,7 @@ pub mod verify;
 pub(crate) use chosen::Chosen;
 pub use chosen::{VerifyReport, verify_checkpoint};
 pub use output::{RestoreOptions, RestoreReport, restore};
+pub(crate) use part::Part;
 pub use show::{ShowRow, show};
 pub use target::Output;
 pub(crate) use target::Target;
@@ -20,6 +21,7 @@ mod find;
 #[cfg(test)]
 mod job_tests;
 mod output;
+mod part;
 mod show;
 mod target;
 #[cfg(test)]
@@ -106,6 +108,11 @@ impl<'a> Meter<'a> {
     /// What there is to do became known.
     pub(crate) fn expect(&mut self, total: u64) {
         self.total = total;
+    }
+
+    /// Bytes done, and bytes in all.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.done, self.total)
     }
 
     /// So much more is done; 0 only asks whether to go on.
