@@ -3,7 +3,8 @@
 //! That nothing uses it (mounts, LVM, md, swap) is seen to by whoever opens it: `O_EXCL`. What must never happen here: a device
 //! taken for empty that could not be looked at.
 
-use std::os::unix::fs::FileTypeExt;
+use std::fs::File;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -39,6 +40,9 @@ fn check_empty(target: &Path, overwrite: Option<&Path>) -> Result<(), RestoreErr
         }
         None => {}
     }
+    // blkid says of what it cannot open that it found nothing.
+    let readable = File::open(target).and_then(|file| file.read_exact_at(&mut [0; 512], 0));
+    readable.map_err(|e| RestoreError::Usage(format!("it cannot be told whether {name} is empty: {e}")))?;
     let path = target.to_string_lossy();
     let asked = ask("blkid", &["-p", "-o", "export", "--", &path], BLKID_TIMEOUT, BLKID_MAX_BYTES);
     let what = match asked {

@@ -10,10 +10,12 @@ mod refusal;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use blxrep_dbus::problem::ProblemKind;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tracing::info;
 
 use self::answer::Answering;
@@ -31,6 +33,9 @@ use crate::wire::socket::ServerSocket;
 const PER_AGENT_MAX: usize = 4;
 /// Questions that wait; more than an agent has open at once, so that it is always read from.
 const ASKED_MAX: usize = 32;
+
+/// How long an agent may take to hear of the end.
+const HEARS: Duration = Duration::from_secs(5);
 
 /// The restores to agents that are under way.
 pub struct Fetches {
@@ -83,24 +88,22 @@ impl Fetches {
         let deliver = move |frame: Vec<u8>| {
             let inbox = inbox.clone();
             async move {
-                match decode_message::<RestoreUp>(&frame) {
-                    Ok(message) => inbox.send(message).await.is_ok(),
-                    Err(_) => false,
-                }
+                let Ok(message) = decode_message::<RestoreUp>(&frame) else { return false };
+                // Behind the end it is read and not heard: an agent that still asks is to hear of the end.
+                let _ = inbox.send(message).await;
+                true
             }
         };
         let (cut, mut is_cut) = watch::channel(false);
         let (fetches, name) = (self.clone(), agent.clone());
         let answering = async move {
-            match asked.recv().await {
-                Some(RestoreUp::Fetch(wanted)) => {
-                    let answering = Answering::new(data_dir, agent, asked, out);
-                    let _ = spawn_blocking(move || fetches.carry_out(answering, wanted, &agents, cut)).await;
-                }
-                _ => drop(out),
+            if let Some(RestoreUp::Fetch(wanted)) = asked.recv().await {
+                let answering = Answering::new(data_dir, agent, asked, out.clone());
+                let _ = spawn_blocking(move || fetches.carry_out(answering, wanted, &agents, cut)).await;
             }
-            // The queue has no sender any more: what is in it is sent, then the connection is closed.
-            std::future::pending::<()>().await;
+            // It hangs up when it has heard of the end; until then the queue has a sender.
+            sleep(HEARS).await;
+            drop(out);
         };
         tokio::select! {
             end = pump(socket, outbound, deliver) => info!(AGENT = %name, "a fetch ended: {end}"),
