@@ -95,11 +95,11 @@ impl Fetches {
             }
         };
         let (cut, mut is_cut) = watch::channel(false);
-        let (fetches, name) = (self.clone(), agent.clone());
+        let (fetches, name, to_cut) = (self.clone(), agent.clone(), cut.clone());
         let answering = async move {
             if let Some(RestoreUp::Fetch(wanted)) = asked.recv().await {
                 let answering = Answering::new(data_dir, agent, asked, out.clone());
-                let _ = spawn_blocking(move || fetches.carry_out(answering, wanted, &agents, cut)).await;
+                let _ = spawn_blocking(move || fetches.carry_out(answering, wanted, &agents, to_cut)).await;
             }
             // It hangs up when it has heard of the end; until then the queue has a sender.
             sleep(HEARS).await;

@@ -61,7 +61,11 @@ impl Answering {
 
     /// Tells the agent and the job of the end.
     pub(super) fn end(self, result: Result<(), Refusal>) {
-        let Self { agent, out, ended, .. } = self;
+        let Self { agent, out, ended, progress, .. } = self;
+        let gone =
+            || Refusal::new(ProblemKind::Failed, "the connection ended before the agent had everything");
+        let is_gone = out.is_closed() && !progress.is_canceled();
+        let result = result.map_err(|refusal| if is_gone { gone() } else { refusal });
         if let Err(Refusal { kind, reason, damage }) = &result {
             let lines: String = damage.iter().map(|line| format!("\n{line}")).collect();
             warn!(AGENT = %agent, "a fetch ended early: {reason}{lines}");
@@ -140,7 +144,7 @@ impl Answering {
                 }
             }
         }
-        Err(Refusal::new(ProblemKind::Failed, "the connection ended before the agent had everything"))
+        Err(RestoreError::Canceled { hint: "" }.into())
     }
 
     /// Sends the blocks of a group whose hashes are not those of `holds`.
