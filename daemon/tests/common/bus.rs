@@ -50,8 +50,13 @@ impl Bus {
 
     /// The dispatcher's manager.
     pub async fn dispatcher(&self) -> ManagerProxy<'static> {
+        self.manager(BUS_NAME_DISPATCHER).await
+    }
+
+    /// The manager of whoever owns this name.
+    pub async fn manager(&self, name: &'static str) -> ManagerProxy<'static> {
         let bus = zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap();
-        ManagerProxy::builder(&bus).destination(BUS_NAME_DISPATCHER).build().await.unwrap()
+        ManagerProxy::builder(&bus).destination(name).build().await.unwrap()
     }
 
     /// Bytes done and in all of job 1 and later ones: of the first that runs.
