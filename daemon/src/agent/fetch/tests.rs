@@ -283,7 +283,7 @@ fn a_fetch_that_was_cut_goes_on_where_it_was() {
         // Before all was verified it is verified once more; then it goes on at the first group that is not settled.
         let rest = match cut_at {
             ..4 => good(),
-            ..7 => [resumed(0..3), good()[5..].to_vec()].concat(),
+            4..7 => [resumed(0..3), good()[5..].to_vec()].concat(),
             _ => [resumed(2..3), good()[7..].to_vec()].concat(),
         };
         lab.serve_each(vec![but(|f| f.truncate(cut_at)), rest], Then::Close);
