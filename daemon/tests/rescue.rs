@@ -127,6 +127,10 @@ fn a_machine_comes_back_with_only_the_program_and_a_key() {
     eprintln!("1 % differs: {:.2} % sent", share * 100.0);
     assert!(share <= 0.02, "{} bytes sent", meter.bytes());
 
+    // The new disk is larger: its table is put right as the README says.
+    run("sfdisk", &["-q", "--relocate", "gpt-bak-std", "--no-reread", &new.path]);
+    run("sfdisk", &["-q", "--verify", &new.path]);
+
     // One partition alone, onto a larger disk and into a file. The second one begins at a block and ends within one.
     for (number, start, size) in [("1", 1, 8 * MIB), ("2", 9, 8193 * 512)] {
         let (target, file) = (lab.loop_disk(10), lab.path(&format!("part{number}.img")));
@@ -158,6 +162,12 @@ fn wrong_use_harms_nothing() {
     refused(&lab, &agent, &mounted, &overwrite, 2, "in use");
     refused(&lab, &agent, &mounted, &latest, 2, "holds ext4");
     refused(&lab, &agent, &small, &latest, 2, "needs 33554432");
+    let mut parted = lab.loop_disk(40);
+    lab.partition(&parted, "label: gpt\nstart=2048, size=40960\n");
+    let part = parted.part(1);
+    parted.mkfs_mount(&lab, "ext4", &part);
+    let overwrite = [&latest[..], &["--overwrite", &parted.path]].concat();
+    refused(&lab, &agent, &parted, &overwrite, 2, "in use");
     {
         let _other = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&empty.path).unwrap();
         refused(&lab, &agent, &empty, &latest, 2, "in use");

@@ -171,3 +171,44 @@ fn read(view: &mut View, offset: u64, into: &mut [u8]) -> Result<(), StoreError>
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::hash_blocks;
+    use crate::restore::Chosen;
+    use crate::restore::tests::{lay, tree};
+    use crate::store::life_tests::{owner, version};
+
+    #[test]
+    fn a_part_has_the_bytes_and_hashes_of_its_place() {
+        let dir = lay(&tree());
+        let chosen = Chosen::find(&dir.path().join("data"), &owner().agent, None, "latest").unwrap();
+        let disk = chosen.view().unwrap().geometry();
+        let whole = version(3);
+        let (block, blocks) = (disk.block_bytes() as u64, disk.size_bytes() / disk.block_bytes() as u64);
+        for first_block in [0, 1, blocks / 3, disk.group_blocks() - 1, disk.group_blocks()] {
+            let rest = disk.size_bytes() - first_block * block;
+            for size_bytes in [512, block, block + 512, rest / 2 / 512 * 512, rest] {
+                let geometry = Geometry::new(size_bytes, disk.block_shift()).unwrap();
+                let mut part = Part { view: chosen.view().unwrap(), first_block, geometry };
+                let mut all = Vec::new();
+                for group in 0..geometry.groups() {
+                    let (first, count) = geometry.group_extent(group);
+                    let hashes = part.hashes(group).unwrap();
+                    let data = match part.read(group).unwrap() {
+                        Some(found) => {
+                            assert_eq!(found.hashes, hashes);
+                            found.data
+                        }
+                        None => vec![0; geometry.range(first, count).1 as usize],
+                    };
+                    assert_eq!(hash_blocks(&data, block as usize), hashes, "{first_block}+{size_bytes}");
+                    all.extend(data);
+                }
+                let start = (first_block * block) as usize;
+                assert!(all == whole[start..start + size_bytes as usize], "{first_block}+{size_bytes}");
+            }
+        }
+    }
+}
