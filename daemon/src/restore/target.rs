@@ -21,7 +21,7 @@ use crate::hash::{BlockHash, hash_blocks, is_zero};
 const HOLE_BYTES: usize = 4096;
 /// So much is written before it is made durable: nobody who cancels waits for more of it than this.
 const SYNC_EVERY_BYTES: u64 = 64 << 20;
-const PART: &str = "; the device holds only a part now";
+const PART: &str = "; the device holds only a part now: restore it again";
 
 /// Where an image is to go.
 #[derive(Debug)]
@@ -205,7 +205,7 @@ impl Target {
         Ok(len)
     }
 
-    /// Makes all durable, then reads it group by group. `wrong` is given a group, its first block and the hashes of what
+    /// Makes all durable, then reads these groups. `wrong` is given a group, its first block and the hashes of what
     /// it reads as, and names the first block that is not what it should be.
     ///
     /// # Errors
@@ -213,13 +213,14 @@ impl Target {
     pub(crate) fn read_back(
         &self,
         geometry: Geometry,
+        groups: impl Iterator<Item = u64>,
         tick: Tick<'_>,
         mut wrong: impl FnMut(u64, u64, &[BlockHash]) -> Result<Option<u64>, RestoreError>,
     ) -> Result<(), RestoreError> {
         self.file.sync_all().map_err(|e| self.failed("sync", e))?;
         // So that reading asks the disk. Only advice: what cannot be dropped is compared as memory has it.
         let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
-        for group in 0..geometry.groups() {
+        for group in groups {
             let (first, count) = geometry.group_extent(group);
             let (offset, len) = geometry.range(first, count);
             let mut data = vec![0; len as usize];
@@ -230,6 +231,16 @@ impl Target {
             tick(len)?;
         }
         Ok(())
+    }
+
+    /// A path under which the device can be opened once more; `None` for a file, which holds nothing yet.
+    pub(crate) fn device_path(&self) -> Option<String> {
+        matches!(self.kind, Kind::Device).then(|| format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
+    /// That it could not be noted that the device will hold only a part: then it is not written.
+    pub(crate) fn not_noted(&self, source: io::Error) -> RestoreError {
+        RestoreError::output(&self.path, "note that it will be written", source)
     }
 
     /// What a person must know of the target if the work ends here.

@@ -7,7 +7,7 @@ use std::process::Command;
 use super::lab::run;
 
 /// What was built is installed below a directory, as a package would.
-pub fn install(stage: &Path) {
+pub(crate) fn install(stage: &Path) {
     let tree = format!("{}/..", env!("CARGO_MANIFEST_DIR"));
     let mut make = Command::new("make");
     make.args(["-s", "-C", &tree, "install", "PREFIX=/usr", "PROFILE=dev"]);

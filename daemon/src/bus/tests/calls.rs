@@ -131,6 +131,7 @@ async fn what_comes_back_is_what_the_contract_says() {
         ("last_seen_usec", 1_000_000u64.into()),
         ("disks", 2u32.into()),
         ("refused", "a copy".into()),
+        ("unfinished", Vec::<String>::new().into()),
     ]);
     assert_eq!(agents, [expected]);
 }
