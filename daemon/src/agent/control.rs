@@ -19,8 +19,9 @@ use crate::bus::control::{
 use crate::bus::outcome::{Compared, canceled, check_target, report, restored, value};
 use crate::checkpoint::select::{SelectError, select};
 use crate::clock::unix_ms;
+use crate::dispatcher::scrub::ScrubStatus;
 use crate::ids::{AgentId, CheckpointId, DiskId};
-use crate::restore::{Output, ShowRow};
+use crate::restore::{Output, ShowRow, VerifyRequest};
 use crate::status::{AgentStatus, DiskStatus};
 use crate::wire::message::{Answer, Question, clean_text};
 
@@ -75,6 +76,10 @@ impl Control for AgentControl {
 
     fn disks(&self) -> Vec<DiskStatus> {
         self.shared.disks.iter().map(|disk| disk.status().clone()).collect()
+    }
+
+    fn scrub(&self) -> Option<ScrubStatus> {
+        None
     }
 
     fn show(&self, which: &Which, start: Option<u64>, end: Option<u64>) -> Result<Vec<ShowRow>, Problem> {
@@ -165,10 +170,8 @@ impl Control for AgentControl {
         Err(Problem::new(ProblemKind::WrongRole, text))
     }
 
-    fn verify(&self, which: &Which, _checkpoint: &str) -> Result<Planned, Problem> {
-        let which = self.own(which)?;
-        let text =
-            format!("only the dispatcher can verify: run 'blxctl verify' for agent {} there", which.agent);
+    fn verify(&self, _request: VerifyRequest) -> Result<Planned, Problem> {
+        let text = "only the dispatcher can verify: run 'blxctl verify' there";
         Err(Problem::new(ProblemKind::WrongRole, text))
     }
 
