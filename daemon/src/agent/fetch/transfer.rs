@@ -1,7 +1,6 @@
 //! Takes what a dispatcher sends, checks it and writes it, over one connection or several.
 
 use std::io;
-use std::path::Path;
 use std::time::Instant;
 
 use super::line::Line;
@@ -12,7 +11,6 @@ use crate::checkpoint::Checkpoint;
 use crate::geometry::Geometry;
 use crate::hash::{BlockHash, group_digest};
 use crate::reader::ahead::HashesAhead;
-use crate::reader::{BlockReader, DirectReader};
 use crate::restore::{Meter, Target};
 use crate::run::Run;
 use crate::wire::frame::{Area, Frame, FrameError, decode};
@@ -33,12 +31,10 @@ enum Holds {
 
 impl Holds {
     fn of(target: &Target, geometry: Geometry) -> Self {
-        let Some(path) = target.device_path() else { return Self::Zeros };
-        let reader =
-            |_| Some(Box::new(DirectReader::open(Path::new(&path), geometry).ok()?) as Box<dyn BlockReader>);
-        let readers: Option<_> = (0..HashesAhead::readers()).map(reader).collect();
-        let ahead = readers.and_then(|readers| HashesAhead::new(readers, geometry).ok());
-        ahead.map_or(Self::Unknown, Self::Device)
+        if !target.is_device() {
+            return Self::Zeros;
+        }
+        target.hashes_ahead(geometry).map_or(Self::Unknown, Self::Device)
     }
 
     /// The hashes of a group's blocks; none if they are not known.
@@ -84,7 +80,7 @@ impl<'a, 'p> Transfer<'a, 'p> {
             geometry,
             verify_bytes,
             holds: Holds::of(target, geometry),
-            before_writing: target.device_path().map(|_| before_writing),
+            before_writing: target.is_device().then_some(before_writing),
             target,
             meter,
             plan: Plan::new(geometry),
