@@ -1,4 +1,5 @@
 //! blxrep as it is installed on a machine.
+#![allow(unreachable_pub, reason = "a module of test binaries")]
 #![allow(clippy::unwrap_used, reason = "a test ends so")]
 
 use std::path::Path;
