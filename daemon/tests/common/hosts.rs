@@ -31,7 +31,7 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 pub const DISPATCHER_IP: &str = "10.99.0.1";
 const AGENT_IP: &str = "10.99.0.2";
 /// Whose data, and where, for the commands that work on it.
-pub const DATA: &str = "--agent web1 --data-dir /var/lib/blxrep-dispatcher";
+const DATA: &str = "--agent web1 --data-dir /var/lib/blxrep-dispatcher";
 /// Files made, changed and removed on both of the agent's disks.
 const WRITERS: &str = r#"for dir in /var/tmp /data; do (cd $dir; i=0; while :; do i=$((i+1)); n=$((i%20))
 head -c $((n*20000+100)) /dev/urandom >f$n; mv f$n g$n; [ $((i%7)) = 0 ] && rm -f g$((n/2)); sync g$n 2>/dev/null; sleep 0.05; done) & done; wait"#;
@@ -81,7 +81,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    pub fn over(file: &Path) -> Self {
+    fn over(file: &Path) -> Self {
         let path = run("losetup", &["--find", "--show", file.to_str().unwrap()]);
         let open = File::open(&path).unwrap();
         // Carried out at the last close.
