@@ -17,6 +17,7 @@ use crate::bus::control::{About, Control, Details, Failure, Planned, Progress, R
 use crate::bus::outcome::{Compared, canceled, check_target, report, restored, value};
 use crate::checkpoint::select::{SelectError, select};
 use crate::clock::unix_ms;
+use crate::boot_test::BootTest;
 use crate::ids::{AgentId, CheckpointId, DiskId};
 use crate::restore::{Output, ShowRow};
 use crate::status::{AgentStatus, DiskStatus};
@@ -169,6 +170,12 @@ impl Control for AgentControl {
             format!("only the dispatcher can verify: run 'blxctl verify' for agent {} there", which.agent);
         Err(Problem::new(ProblemKind::WrongRole, text))
     }
+
+    fn record_boot(&self, which: &Which, _checkpoint: &str, _test: &BootTest) -> Result<(), Problem> {
+        let which = self.own(which)?;
+        let text = format!("only the dispatcher keeps what booted: boot agent {} there", which.agent);
+        Err(Problem::new(ProblemKind::WrongRole, text))
+    }
 }
 
 /// The disk and checkpoint that are meant among those the dispatcher shows.
@@ -205,6 +212,8 @@ fn clean_row(row: ShowRow) -> ShowRow {
         consistency: clean_text(row.consistency),
         parent: row.parent.map(clean_text),
         note: clean_text(row.note),
+        boot: row.boot.map(clean_text),
+        boot_time: row.boot_time.map(clean_text),
         ..row
     }
 }

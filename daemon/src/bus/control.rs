@@ -9,6 +9,7 @@ use blxrep_dbus::problem::Problem;
 use blxrep_dbus::words::Role;
 use zbus::wire::OwnedVariant;
 
+use crate::boot_test::BootTest;
 use crate::ids::{AgentId, DiskId};
 use crate::restore::ShowRow;
 use crate::status::{AgentStatus, DiskStatus};
@@ -155,4 +156,10 @@ pub trait Control: Send + Sync + 'static {
     /// # Errors
     /// NoSuchAgent, NoSuchDisk, NoSuchCheckpoint, InvalidArgument, WrongRole, Failed.
     fn verify(&self, which: &Which, checkpoint: &str) -> Result<Planned, Problem>;
+
+    /// Keeps what came of starting a checkpoint in a virtual machine.
+    ///
+    /// # Errors
+    /// NoSuchAgent, NoSuchDisk, NoSuchCheckpoint, InvalidArgument, WrongRole, Failed.
+    fn record_boot(&self, which: &Which, checkpoint: &str, test: &BootTest) -> Result<(), Problem>;
 }

@@ -18,7 +18,7 @@ use zbus::wire::{OwnedObjectPath, OwnedVariant, Variant};
 use super::access::Access;
 use super::control::{About, Control, Details, Planned, RestoreRequest, Which};
 use super::jobs::Jobs;
-use super::options::{Options, name, target, which};
+use super::options::{Options, boot_test, name, target, which};
 use crate::restore::ShowRow;
 use crate::status::AgentStatus;
 
@@ -228,6 +228,26 @@ impl Manager {
         self.begin(JobType::Verify, uid, move |control| control.verify(&which, &checkpoint)).await
     }
 
+    async fn record_boot(
+        &self,
+        agent: &str,
+        checkpoint: &str,
+        result: &str,
+        console: &str,
+        options: RawOptions,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(), Problem> {
+        let mut options = Options::new(options, &["disk"])?;
+        let which = which(agent, &mut options)?;
+        name("checkpoint", checkpoint)?;
+        let test = boot_test(result, console)?;
+        let call = Call { connection, header: &header };
+        self.admit(&call, ACTION_CHECKPOINT, &about(&which, checkpoint, "")).await?;
+        let checkpoint = checkpoint.to_owned();
+        self.ask(move |control| control.record_boot(&which, &checkpoint, &test)).await
+    }
+
     #[zbus(signal)]
     pub(super) async fn job_new(
         emitter: &SignalEmitter<'_>,
@@ -304,6 +324,8 @@ fn row_details(row: ShowRow) -> Details {
         ("freeze_ms", row.freeze_ms.into()),
         ("unreadable_blocks", row.unreadable_blocks.into()),
         ("note", row.note.into()),
+        ("boot", row.boot.unwrap_or_default().into()),
+        ("boot_time", row.boot_time.unwrap_or_default().into()),
     ])
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use blxrep_dbus::{ACTION_CHECKPOINT, ACTION_INSPECT, ACTION_PAUSE, ACTION_RESTORE};
+use blxrep_dbus::{BOOT_CONSOLE_MAX_BYTES, ACTION_CHECKPOINT, ACTION_INSPECT, ACTION_PAUSE, ACTION_RESTORE};
 use zbus::wire::Variant;
 
 use super::*;
@@ -20,6 +20,7 @@ async fn call_all(
         ("Sync", manager.sync("web1", options()).await.map(|_| ())),
         ("Verify", manager.verify("web1", "latest", options()).await.map(|_| ())),
         ("Accept", manager.accept("web1", options()).await),
+        ("RecordBoot", manager.record_boot("web1", "latest", "passed", "login: ", options()).await),
     ]
 }
 
@@ -42,6 +43,7 @@ async fn every_method_reaches_the_role_with_what_was_asked_for() {
         "sync web1 Some(\"sda\") false",
         "verify web1 Some(\"sda\") latest",
         "accept web1 Some(\"sda\")",
+        "record_boot web1 Some(\"sda\") latest passed",
     ];
     assert_eq!(world.fake.take(), asked);
     let about = |checkpoint: &str, target: &str| About {
@@ -58,6 +60,7 @@ async fn every_method_reaches_the_role_with_what_was_asked_for() {
         (ACTION_CHECKPOINT, about("", "")),
         (ACTION_CHECKPOINT, about("latest", "")),
         (ACTION_CHECKPOINT, about("", "")),
+        (ACTION_CHECKPOINT, about("latest", "")),
     ];
     assert_eq!(world.told.take(), expected.map(|(action, about)| (action.to_owned(), about)));
     let options = Options::from([("start", "202611212034".into()), ("end", "202611212035".into())]);
@@ -177,7 +180,19 @@ async fn what_access_denies_never_reaches_the_role() {
     for (name, result) in call_all(&manager, with_disk).await {
         assert_eq!(kind(result), ProblemKind::AccessDenied, "{name}");
     }
-    assert_eq!(world.told.take().len(), 7);
+    assert_eq!(world.told.take().len(), 8);
+    assert_eq!(world.fake.take(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_booting_showed_is_a_word_and_clean_text_of_bounded_length() {
+    let world = World::start().await;
+    let manager = world.manager().await;
+    let long = "x".repeat(BOOT_CONSOLE_MAX_BYTES + 1);
+    for (result, console) in [("well", ""), ("passed", "\x1b[2J"), ("failed", &*long)] {
+        let answer = manager.record_boot("web1", "latest", result, console, none()).await;
+        assert_eq!(kind(answer), ProblemKind::InvalidArgument, "{result}");
+    }
     assert_eq!(world.fake.take(), Vec::<String>::new());
 }
 
@@ -210,6 +225,9 @@ async fn a_role_that_breaks_off_is_an_error_and_not_silence() {
             panic!("on purpose")
         }
         fn verify(&self, _: &Which, _: &str) -> Result<Planned, Problem> {
+            panic!("on purpose")
+        }
+        fn record_boot(&self, _: &Which, _: &str, _: &BootTest) -> Result<(), Problem> {
             panic!("on purpose")
         }
     }

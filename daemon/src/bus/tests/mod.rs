@@ -30,6 +30,7 @@ use super::access::Access;
 use super::control::{About, Control, Details, Failure, Planned, Progress, RestoreRequest, Which, Work};
 use super::manager::{Manager, named};
 use super::{serve, set_up};
+use crate::boot_test::BootTest;
 use crate::checkpoint::Consistency;
 use crate::ids::{AgentId, DiskId};
 use crate::restore::ShowRow;
@@ -168,6 +169,10 @@ impl Control for Fake {
         self.note(format!("verify {} {:?} {checkpoint}", which.agent, which.disk))?;
         Ok(self.plan(which, checkpoint, ""))
     }
+
+    fn record_boot(&self, which: &Which, checkpoint: &str, test: &BootTest) -> Result<(), Problem> {
+        self.note(format!("record_boot {} {:?} {checkpoint} {}", which.agent, which.disk, test.result))
+    }
 }
 
 fn agent_id(text: &str) -> AgentId {
@@ -193,6 +198,8 @@ fn row() -> ShowRow {
         freeze_ms: 7,
         unreadable_blocks: 3,
         note: "a note".into(),
+        boot: Some("passed".into()),
+        boot_time: Some("2026-11-22T04:00:00Z".into()),
     }
 }
 
