@@ -21,6 +21,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 
 fn find(checkpoint: &super::Checkpoint) -> anyhow::Result<Opened> {
+    super::log::init();
     let super::Checkpoint { checkpoint, agent, data_dir, disk } = checkpoint;
     Ok(open(data_dir, agent, disk.as_deref(), checkpoint)?)
 }

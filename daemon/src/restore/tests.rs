@@ -37,6 +37,13 @@ pub(super) fn lay(tree: &Tree) -> tempfile::TempDir {
     dir
 }
 
+/// Checkpoint `n` of a whole life, opened, and what is on its disk.
+pub(crate) fn laid_open(n: usize) -> (tempfile::TempDir, Opened, Vec<u8>) {
+    let dir = lay(&tree());
+    let opened = open(&dir.path().join("data"), &owner().agent, None, &id(n).to_string()).unwrap();
+    (dir, opened, version(n))
+}
+
 pub(super) fn options(dir: &Path, checkpoint: &str) -> RestoreOptions {
     RestoreOptions {
         data_dir: dir.join("data"),

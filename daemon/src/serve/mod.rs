@@ -11,6 +11,8 @@ pub mod image;
 pub mod mount;
 mod overlay;
 mod request;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

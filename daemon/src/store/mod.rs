@@ -38,6 +38,8 @@ mod refusal_tests;
 pub(crate) mod simfiles;
 #[cfg(test)]
 pub(crate) mod unreadable_tests;
+#[cfg(test)]
+mod view_tests;
 
 use std::fmt;
 use std::io;
