@@ -3,29 +3,33 @@
 
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
 
-  outputs =
-    { nixpkgs, ... }:
+  outputs = { nixpkgs, ... }:
     let
-      forAllSystems =
-        f:
-        nixpkgs.lib.genAttrs [
-          "x86_64-linux"
-          "aarch64-linux"
-        ] (system: f nixpkgs.legacyPackages.${system});
+      inherit (nixpkgs) lib;
+      forAllSystems = f: lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (system: f nixpkgs.legacyPackages.${system});
+      blxrep = pkgs: pkgs.callPackage ./nix/package.nix { };
     in
     {
       packages = forAllSystems (pkgs: {
-        default = pkgs.callPackage ./nix/package.nix { };
+        default = blxrep pkgs;
+        options-doc = import ./nix/options-doc.nix { inherit lib pkgs; };
       });
 
-      devShells = forAllSystems (pkgs: {
-        default = import ./nix/shell.nix { inherit pkgs; };
+      apps = forAllSystems (pkgs: {
+        demo = {
+          type = "app";
+          program = lib.getExe (pkgs.callPackage ./nix/demo.nix { blxrep = blxrep pkgs; });
+        };
       });
 
-      nixosModules.default = ./nix/module.nix;
+      nixosModules.default.imports = [ ./nix/module.nix ];
 
-      overlays.default = final: _prev: {
-        blxrep = final.callPackage ./nix/package.nix { };
-      };
+      overlays.default = final: _: { blxrep = blxrep final; };
+
+      checks = forAllSystems (pkgs: import ./nix/checks.nix { inherit lib pkgs; });
+
+      devShells = forAllSystems (pkgs: { default = import ./nix/shell.nix { inherit pkgs; }; });
+
+      formatter = forAllSystems (pkgs: pkgs.nixpkgs-fmt);
     };
 }

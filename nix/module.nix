@@ -1,139 +1,175 @@
-# services.blxrep.agent and services.blxrep.dispatcher: the project's own units, with a configuration made here.
-{
-  config,
-  lib,
-  pkgs,
-  ...
-}:
+# services.blxrep.agent and services.blxrep.dispatcher: the project's own units, bus policy and polkit actions, with a configuration made
+# here. A unit says here only what it cannot know by itself.
+{ config, lib, pkgs, ... }:
 
 let
+  inherit (lib) mkIf mkOption types;
+
   cfg = config.services.blxrep;
   yaml = pkgs.formats.yaml { };
+  keys = import ./settings.nix { inherit lib; };
+  program = lib.getExe cfg.package;
 
   role = name: {
     enable = lib.mkEnableOption "the blxrep ${name}";
 
-    settings = lib.mkOption {
-      type = yaml.type;
+    settings = mkOption {
+      type = types.submodule {
+        freeformType = yaml.type;
+        options = keys.${name};
+      };
       default = { };
       description = ''
-        Keys of the configuration file; 'blxrep start --help' lists them. It comes to lie in the world-readable Nix
-        store: nothing secret belongs here.
+        Keys of the configuration file, /etc/blxrep/config.yaml. It is readable by everybody: nothing secret belongs here.
+        The program checks it when the system is built.
       '';
     };
   };
 
-  # The package's unit says /bin/kill, which is not there.
-  reload = [
-    ""
-    "${pkgs.coreutils}/bin/kill -HUP $MAINPID"
-  ];
+  given = lib.filterAttrs (_: value: value != null);
+  enabled = lib.filter (name: cfg.${name}.enable) [ "agent" "dispatcher" ];
+  # One file for both roles, where 'blxrep enroll' and the others look for it as well. No key belongs to two roles.
+  unchecked = yaml.generate "blxrep.yaml" (lib.mergeAttrsList (map (name: given cfg.${name}.settings) enabled));
+  checked = pkgs.runCommand "blxrep-config.yaml" { inherit unchecked; } (
+    # What is built for another machine cannot be run by this one.
+    lib.optionalString (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform)
+      (lib.concatMapStrings (name: "${program} check-config --mode ${name} --config $unchecked\n") enabled)
+    + "cp $unchecked $out\n"
+  );
 
-  # The unit is the package's; only its command and its credentials are set here. The empty string resets the unit's own.
-  exec = name: settings: [
-    ""
-    "${lib.getExe cfg.package} start --mode ${name} --config ${yaml.generate "blxrep-${name}.yaml" settings}"
-  ];
+  unit = name: bus: {
+    wantedBy = [ "multi-user.target" ];
+    # What the bus starts it by (the unit's Alias=, which NixOS does not read).
+    aliases = [ "dbus-${bus}.service" ];
+    # A restart loses nothing, and takes every key.
+    restartTriggers = [ (builtins.toJSON (given cfg.${name}.settings)) ];
+  };
+
+  dataDir = cfg.dispatcher.settings.data-dir;
+  agentLine = id: agent: "${id} ${agent.keyHash}${lib.optionalString (!agent.mayRestore) " no-restore"}\n";
 in
 {
   options.services.blxrep = {
-    package = lib.mkOption {
-      type = lib.types.package;
+    package = mkOption {
+      type = types.package;
       default = pkgs.callPackage ./package.nix { };
       defaultText = lib.literalExpression "pkgs.callPackage ./package.nix { }";
-      description = "The blxrep package.";
+      description = "The blxrep package, for both roles.";
     };
 
     agent = role "agent" // {
-      keyFile = lib.mkOption {
-        type = lib.types.nullOr (lib.types.strMatching "/.*");
-        default = null;
+      keyFile = mkOption {
+        type = types.strMatching "/.*";
         example = "/run/secrets/blxrep-key";
         description = ''
-          The file with the line that 'blxrep enroll' printed, as a string, so that it is not copied into the store. The
-          service gets it by LoadCredential=.
+          The file with the line that 'blxrep enroll' printed: a string, so that it is not copied into the Nix store. The
+          service gets it by LoadCredential=, so only root has to be able to read it.
+        '';
+      };
+
+      hooks = mkOption {
+        type = types.attrsOf types.path;
+        default = { };
+        example = lib.literalExpression ''
+          { postgresql = pkgs.writeShellScript "checkpoint" '''
+              [ "$1" = pre-freeze ] && exec ''${pkgs.util-linux}/bin/runuser -u postgres -- psql -c CHECKPOINT
+            '''; }
+        '';
+        description = ''
+          Executables called around a freeze in the order of their names, with one argument: pre-freeze, frozen or post-thaw.
         '';
       };
     };
 
     dispatcher = role "dispatcher" // {
-      openFirewall = lib.mkOption {
-        type = lib.types.bool;
+      agents = mkOption {
+        type = types.attrsOf (types.submodule {
+          options.keyHash = mkOption {
+            type = types.strMatching "blake3:[0-9a-f]{64}";
+            description = "The hash of the agent's key: the second word of the line that 'blxrep enroll' adds to an agents file.";
+          };
+          options.mayRestore = mkOption {
+            type = types.bool;
+            default = true;
+            description = "Whether the agent may fetch its own checkpoints back.";
+          };
+        });
+        default = { };
+        example = { web1.keyHash = "blake3:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"; };
+        description = ''
+          The agents that may connect, by id. If there are any, no others may: agents that were enrolled by hand are cut off.
+        '';
+      };
+
+      openFirewall = mkOption {
+        type = types.bool;
         default = false;
-        description = "Whether to open the port of `settings.listen` (8080 if it is not set).";
+        description = "Whether to open the port of `settings.listen`.";
       };
     };
   };
 
   config = lib.mkMerge [
-    (lib.mkIf (cfg.agent.enable || cfg.dispatcher.enable) {
+    (mkIf (enabled != [ ]) {
       environment.systemPackages = [ cfg.package ];
+      environment.etc."blxrep/config.yaml".source = checked;
       systemd.packages = [ cfg.package ];
       services.dbus.packages = [ cfg.package ];
     })
 
-    (lib.mkIf cfg.agent.enable {
+    (mkIf cfg.agent.enable {
       assertions = [
         {
-          assertion = cfg.agent.settings ? key-file;
-          message = "services.blxrep.agent.keyFile: needed; it names the file with the agent's key";
-        }
-        {
-          assertion = cfg.agent.keyFile == null || !lib.hasPrefix builtins.storeDir cfg.agent.keyFile;
-          message = "services.blxrep.agent.keyFile: everyone can read the Nix store; name a file outside of it";
+          assertion = !lib.hasPrefix builtins.storeDir cfg.agent.keyFile;
+          message = "services.blxrep.agent.keyFile: everybody can read the Nix store; name a file outside of it";
         }
       ];
 
-      services.blxrep.agent.settings = lib.mkIf (cfg.agent.keyFile != null) {
+      services.blxrep.agent.settings = {
         key-file = "/run/credentials/blxrep-agent.service/key";
+        hooks-dir = mkIf (cfg.agent.hooks != { }) "${pkgs.linkFarm "blxrep-hooks" cfg.agent.hooks}";
       };
 
-      systemd.services.blxrep-agent = {
-        wantedBy = [ "multi-user.target" ];
-        # What the bus starts it by (the unit's Alias=, which NixOS does not read).
-        aliases = [ "dbus-org.blxrep.Agent.service" ];
+      systemd.services.blxrep-agent = unit "agent" "org.blxrep.Agent" // {
         # lsblk and blkid, and what hooks call.
         path = [ pkgs.util-linux ];
         serviceConfig = {
-          ExecStart = exec "agent" cfg.agent.settings;
-          ExecReload = reload;
-        }
-        // lib.optionalAttrs (cfg.agent.keyFile != null) {
           LoadCredential = "key:${cfg.agent.keyFile}";
+        } // lib.optionalAttrs (cfg.agent.settings.state-dir != null) {
+          # The empty string resets the unit's own.
+          ExecStopPost = [ "" "${program} thaw --state-dir ${cfg.agent.settings.state-dir}" ];
         };
       };
     })
 
-    (lib.mkIf cfg.dispatcher.enable {
-      services.blxrep.dispatcher.settings = {
-        data-dir = lib.mkDefault "/var/lib/blxrep-dispatcher";
-        agents-file = lib.mkDefault "/var/lib/blxrep-dispatcher/agents";
-      };
+    (mkIf cfg.dispatcher.enable {
+      assertions = [
+        {
+          assertion = lib.all (id: builtins.match "[A-Za-z0-9][A-Za-z0-9._-]{0,63}" id != null) (lib.attrNames cfg.dispatcher.agents);
+          message = "services.blxrep.dispatcher.agents: an agent's id is 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first";
+        }
+      ];
 
+      services.blxrep.dispatcher.settings.agents-file = mkIf (cfg.dispatcher.agents != { })
+        "${pkgs.writeText "blxrep-agents" (lib.concatStrings (lib.mapAttrsToList agentLine cfg.dispatcher.agents))}";
+
+      # Not by the package's own sysusers.d and tmpfiles.d: a host with only the agent has no such user.
       users.users.blxrep = {
         isSystemUser = true;
         group = "blxrep";
-        home = "/var/lib/blxrep-dispatcher";
+        home = dataDir;
       };
       users.groups.blxrep = { };
+      systemd.tmpfiles.rules = [ "d ${dataDir} 0750 blxrep blxrep -" ];
 
-      # Not by the package's own tmpfiles.d: on a host with only the agent its user does not exist.
-      systemd.tmpfiles.rules = [ "d /var/lib/blxrep-dispatcher 0750 blxrep blxrep -" ];
-
-      systemd.services.blxrep-dispatcher = {
-        wantedBy = [ "multi-user.target" ];
-        aliases = [ "dbus-org.blxrep.Dispatcher.service" ];
-        serviceConfig = {
-          ExecStart = exec "dispatcher" cfg.dispatcher.settings;
-          ExecReload = reload;
-        };
+      systemd.services.blxrep-dispatcher = unit "dispatcher" "org.blxrep.Dispatcher" // {
+        # The unit's StateDirectory= opens the default one.
+        serviceConfig = lib.optionalAttrs (dataDir != "/var/lib/blxrep-dispatcher") { ReadWritePaths = [ dataDir ]; };
       };
 
-      networking.firewall = lib.mkIf cfg.dispatcher.openFirewall {
-        allowedTCPPorts = [
-          (lib.toInt (lib.last (lib.splitString ":" (cfg.dispatcher.settings.listen or "0.0.0.0:8080"))))
-        ];
-      };
+      networking.firewall.allowedTCPPorts = mkIf cfg.dispatcher.openFirewall [
+        (lib.toInt (lib.last (lib.splitString ":" (given cfg.dispatcher.settings).listen or "0.0.0.0:8080")))
+      ];
     })
   ];
 }

@@ -1,28 +1,23 @@
-# What a developer needs. 'nix develop', or 'nix-shell nix/shell.nix'.
-{
-  pkgs ? import <nixpkgs> { },
-}:
+# What a developer needs: 'nix develop', or 'nix-shell nix/shell.nix'.
+{ pkgs ? import <nixpkgs> { } }:
 
 let
   package = pkgs.callPackage ./package.nix { };
 in
 pkgs.mkShell {
   inputsFrom = [ package ];
-  inherit (package) BLXREP_BPF_CFLAGS;
-  # As in package.nix: flags that the target bpf does not know.
-  hardeningDisable = [
-    "stackprotector"
-    "zerocallusedregs"
-  ];
+  inherit (package) CLANG BLXREP_BPF_CFLAGS;
 
   packages = with pkgs; [
     btrfs-progs
     cargo-deny
     clippy
     dbus
+    deadnix
     e2fsprogs
     fio
     jq
+    nixpkgs-fmt
     rustfmt
     shellcheck
     util-linux

@@ -43,6 +43,9 @@ A disk is protected if its newest checkpoint is at most two intervals and a minu
 interval: there, any checkpoint will do while agent and dispatcher are connected and nothing is paused. EXPOSED is what \
 changed since the newest checkpoint: what a disaster now would cost.
 
+'scrub' is the dispatcher's check of everything it stores: how far it is, when it last came to its end, and what it, or a \
+verify, found damaged and was not found sound since.
+
 Examples:
   blxctl status
   blxctl --role agent status
@@ -52,7 +55,7 @@ Exit codes:
   0  every disk is protected and nothing is wrong
   3  no daemon runs
   6  something needs attention: a disk is unprotected, late, failed, detached, fuzzy,
-     paused or has an error, an agent has never shown one or is refused, or there is no
+     paused, damaged in the store or has an error, an agent has never shown one or is refused, or there is no
      disk
 
 JSON:
@@ -60,6 +63,8 @@ JSON:
   daemons  an array: role, bus_name, version, disks_total, disks_protected,
            disks_attention, agents_without_disks, agents_refused (agent, message, advice),
            disks as of 'disks' with protected and problems (kind, message, advice) added,
+           scrub (every_usec, progress, began_usec, last_began_usec, last_ended_usec, damaged;
+           null on an agent),
            jobs as of 'jobs'";
 
 const AGENTS: &str = "\
@@ -79,7 +84,8 @@ JSON:
   an array  agent, disk (its id), device, size_bytes, state (detached, paused, copying,
             comparing, syncing, idle or failed), paused, paused_by (agent, dispatcher),
             progress (0 to 1, of a copy or compare), dirty_bytes, last_checkpoint, lag_usec
-            (its age), consistency, sync_every_usec (0 on an agent), last_error";
+            (its age), consistency, sync_every_usec (0 on an agent), last_error, damage (an
+            array: what of it is stored damaged)";
 
 const SHOW: &str = "\
 Examples:
@@ -115,9 +121,14 @@ JSON:
   of a failure       error, message, damage";
 
 const VERIFY: &str = "\
+Every file is read once, however many of the checkpoints rest on it. The dispatcher does the same by itself, slowly: see \
+'blxctl status'.
+
 Examples:
   blxctl verify --agent web1 latest
-  blxctl verify --agent web1 --disk sda 20261121203456
+  blxctl verify --agent web1 --disk sda 20261121203456 20261121204056
+  blxctl verify --agent web1 --start 202611210000
+  blxctl verify --all                             everything of everybody
 
 Exit codes:
   0  sound; blocks that the agent's disk could not read are named on standard error
@@ -125,8 +136,11 @@ Exit codes:
 
 JSON:
   job, type, result  result: done, canceled or failed
-  of what is done    checkpoint, disk, damage (empty if sound), unreadable_blocks,
-                     unreadable_sectors
+  of what is done    damage (empty if sound), verified (an array, one a disk: agent, disk,
+                     oldest, newest, checkpoints, damaged, first_damaged (all behind it
+                     rest on it), unreadable (how many have zeros for blocks that could
+                     not be read))
+  of one checkpoint  checkpoint, disk, unreadable_blocks, unreadable_sectors as well
   of a failure       error, message, damage";
 
 const SYNC: &str = "\
@@ -269,11 +283,11 @@ pub(crate) enum Command {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Read all that a checkpoint rests on, and check it; only on the dispatcher
+    /// Read all that one, some or all checkpoints rest on, and check it; only on the dispatcher
     #[command(after_long_help = VERIFY)]
     Verify {
         #[command(flatten)]
-        which: Which,
+        which: Several,
         #[command(flatten)]
         wait: Wait,
     },
@@ -346,6 +360,29 @@ pub(crate) struct Which {
     pub(crate) checkpoint: String,
 }
 
+/// Checkpoints.
+#[derive(Debug, Args)]
+pub(crate) struct Several {
+    /// Whose; everybody's with --start, --end or --all and without it
+    #[arg(long)]
+    pub(crate) agent: Option<String>,
+    /// Of which disk, its id or its device's name; needed with CHECKPOINT if the agent has several
+    #[arg(long)]
+    pub(crate) disk: Option<String>,
+    /// YYYYMMDDHHMMSS, YYYYMMDDHHMM for the newest of a minute, or 'latest'
+    #[arg(required_unless_present_any = ["start", "end", "all"], conflicts_with_all = ["start", "end", "all"])]
+    pub(crate) checkpoint: Vec<String>,
+    /// All not before this minute, YYYYMMDDHHMM in UTC
+    #[arg(long, value_name = "MINUTE", conflicts_with = "all")]
+    pub(crate) start: Option<String>,
+    /// All not after this minute, YYYYMMDDHHMM in UTC
+    #[arg(long, value_name = "MINUTE", conflicts_with = "all")]
+    pub(crate) end: Option<String>,
+    /// All there are
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
 /// Whether to wait for a job.
 #[derive(Debug, Args)]
 pub(crate) struct Wait {
@@ -412,6 +449,11 @@ mod tests {
             "blxctl pause --no-wait",
             "blxctl accept",
             "blxctl accept web1 --compare",
+            "blxctl verify",
+            "blxctl verify --agent web1",
+            "blxctl verify latest --all",
+            "blxctl verify latest --start 202611210000",
+            "blxctl verify --all --end 202611210000",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

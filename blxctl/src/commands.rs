@@ -11,7 +11,7 @@ use nix::unistd::{Uid, User};
 use serde_json::{Value, json};
 use zbus::wire::{Fd, ObjectPath, OwnedObjectPath};
 
-use crate::cli::{Cli, Command, Disks, Wait, Which};
+use crate::cli::{Cli, Command, Disks, Several, Wait, Which};
 use crate::connect::{self, Daemon, Objects};
 use crate::failure::{Exit, Failure, error_name};
 use crate::job::{self, Plan, Stop};
@@ -70,6 +70,7 @@ async fn show_status(role: Option<Role>, json: bool) -> Result<ExitCode, Failure
             role: daemon.role,
             version: daemon.version().await?,
             agents: daemon.agents().await?,
+            scrub: daemon.scrub().await,
             disks: disks.into_iter().map(|(_, disk)| disk).collect(),
             jobs,
         });
@@ -147,10 +148,19 @@ async fn restore(
     finish(&ended, failure, json)
 }
 
-async fn verify(daemon: &Daemon, which: Which, wait: &Wait, json: bool) -> Result<(), Failure> {
-    let agent = daemon.agent(which.agent).await?;
+async fn verify(daemon: &Daemon, which: Several, wait: &Wait, json: bool) -> Result<(), Failure> {
+    let Several { agent, disk, mut checkpoint, start, end, all: _ } = which;
+    let everybodys = agent.is_none() && disk.is_none() && checkpoint.is_empty();
+    let agent = if everybodys { String::new() } else { daemon.agent(agent).await? };
     let manager = daemon.manager().await?;
-    let begin = manager.verify(&agent, &which.checkpoint, disk_option(which.disk));
+    let given = [("disk", disk), ("start", start), ("end", end)];
+    let mut options: Options<'_> =
+        given.into_iter().filter_map(|(key, value)| Some((key, value?.into()))).collect();
+    let one = if checkpoint.len() == 1 { checkpoint.pop() } else { None };
+    if !checkpoint.is_empty() {
+        options.insert("checkpoints", checkpoint.into());
+    }
+    let begin = manager.verify(&agent, one.as_deref().unwrap_or_default(), options);
     let plan = Plan { job_type: JobType::Verify, agent: &agent, action: ACTION_CHECKPOINT, json };
     begin_and_end(daemon, &plan, begin, wait).await
 }

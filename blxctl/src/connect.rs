@@ -17,7 +17,7 @@ use zbus::wire::{ObjectPath, OwnedVariant};
 use zbus::{Connection, Proxy};
 
 use crate::failure::{Exit, Failure};
-use crate::model::{Agent, Disk, Job, Named};
+use crate::model::{Agent, Disk, Job, Named, Scrub};
 
 /// A bus that does not answer within this time is broken.
 const BUS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -175,13 +175,22 @@ impl Daemon {
 
     /// The agents of a dispatcher; of an agent, itself.
     pub(crate) async fn agents(&self) -> Result<Vec<Agent>, Failure> {
-        let properties = self.proxy(PATH_MANAGER, "org.freedesktop.DBus.Properties").await?;
-        let which = (INTERFACE_MANAGER, "Agents");
-        let value: OwnedVariant = answer(properties.call_with_flags("Get", PERSON_AT_HAND, &which).await)?;
-        let agents: Vec<Named> = value.try_into()?;
+        let agents: Vec<Named> = self.property("Agents").await?.try_into()?;
         let mut agents: Vec<_> = agents.iter().map(Agent::new).collect();
         agents.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(agents)
+    }
+
+    /// How the check of everything stored is doing; `None` of a daemon that does not know.
+    pub(crate) async fn scrub(&self) -> Option<Scrub> {
+        Scrub::new(&self.property("Scrub").await.ok()?.try_into().ok()?)
+    }
+
+    /// A property of the manager.
+    async fn property(&self, name: &str) -> Result<OwnedVariant, Failure> {
+        let properties = self.proxy(PATH_MANAGER, "org.freedesktop.DBus.Properties").await?;
+        let which = (INTERFACE_MANAGER, name);
+        answer(properties.call_with_flags("Get", PERSON_AT_HAND, &which).await)
     }
 
     /// The daemon's version; empty if it does not say.

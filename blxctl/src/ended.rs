@@ -5,7 +5,7 @@ use blxrep_dbus::words::{JobResult, JobType};
 use serde_json::{Map, Value, json};
 
 use crate::failure::{Exit, Failure};
-use crate::model::{Named, number, text, texts};
+use crate::model::{Named, Verified, number, text, texts};
 use crate::render;
 
 /// What `JobRemoved` told.
@@ -36,6 +36,13 @@ impl Ended {
         read.unwrap_or_default().iter().map(|(disk, id)| (clean(disk), clean(id))).collect()
     }
 
+    /// What a verify found, by disk.
+    fn verified(&self) -> Vec<Verified> {
+        let Some(value) = self.details.get("verified") else { return Vec::new() };
+        let rows = value.try_clone().and_then(Vec::<Named>::try_from).unwrap_or_default();
+        rows.iter().map(Verified::new).collect()
+    }
+
     /// For standard output; empty if it did not do what it was asked for.
     pub(crate) fn text(&self) -> String {
         if !self.is_done() {
@@ -58,6 +65,7 @@ impl Ended {
                 let line = |(disk, id): &(String, String)| format!("checkpoint {id} of {}\n", of(disk));
                 self.checkpoints().iter().map(line).collect()
             }
+            JobType::Verify if !self.details.contains_key("checkpoint") => render::verified(&self.verified()),
             JobType::Verify if self.damage().is_empty() => {
                 format!("checkpoint {} of {}: sound\n", get("checkpoint"), of(&get("disk")))
             }
@@ -93,6 +101,10 @@ impl Ended {
         let damage = self.damage();
         let mut failure = match self.result.parse() {
             Ok(JobResult::Done) if damage.is_empty() => return None,
+            Ok(JobResult::Done) if !self.details.contains_key("checkpoint") => {
+                let damaged: u64 = self.verified().iter().map(|row| row.damaged).sum();
+                Failure::new(Exit::Damaged, format!("checkpoints are damaged: {damaged}"))
+            }
             Ok(JobResult::Done) => {
                 let checkpoint = text(&self.details, "checkpoint");
                 let disk = text(&self.details, "disk");
@@ -131,6 +143,10 @@ impl Ended {
         }
         if self.details.contains_key("damage") {
             object.insert("damage".into(), self.damage().into());
+        }
+        if self.details.contains_key("verified") {
+            let rows: Vec<_> = self.verified().iter().map(Verified::json).collect();
+            object.insert("verified".into(), rows.into());
         }
         if self.details.contains_key("checkpoints") {
             let checkpoints: Map<_, _> =
@@ -243,6 +259,47 @@ mod tests {
           block 7 of x.bak
           block 9 of x.bak
         ");
+    }
+
+    #[test]
+    fn a_verify_of_several_has_a_line_for_each_disk() {
+        let row = |disk: &'static str, damaged: u32, first_damaged: &'static str| {
+            HashMap::from([
+                ("agent", Variant::from("web1")),
+                ("disk", disk.into()),
+                ("oldest", "20261121203456".into()),
+                ("newest", "20261121213456".into()),
+                ("checkpoints", 12u32.into()),
+                ("damaged", damaged.into()),
+                ("first_damaged", first_damaged.into()),
+                ("unreadable", 0u32.into()),
+            ])
+        };
+        let verified = |rows: Vec<HashMap<&'static str, Variant<'static>>>, damage: Vec<&'static str>| {
+            ended(JobType::Verify, "done", vec![("verified", rows.into()), ("damage", damage.into())])
+        };
+        let sound = verified(vec![row("sda", 0, ""), row("sdb", 0, "")], vec![]);
+        assert_eq!(sound.failure(""), None);
+        assert_snapshot!(sound.text(), @r"
+        AGENT  DISK  CHECKPOINTS  OLDEST          NEWEST          DAMAGED
+        web1   sda            12  20261121203456  20261121213456  none
+        web1   sdb            12  20261121203456  20261121213456  none
+        ");
+        let damaged =
+            verified(vec![row("sda", 0, ""), row("sdb", 3, "20261121211956")], vec!["block 7 of x.bak"]);
+        assert_snapshot!(damaged.text(), @r"
+        AGENT  DISK  CHECKPOINTS  OLDEST          NEWEST          DAMAGED
+        web1   sda            12  20261121203456  20261121213456  none
+        web1   sdb            12  20261121203456  20261121213456  3, from 20261121211956 on
+        ");
+        let failure = damaged.failure("").unwrap();
+        assert_eq!(failure.exit, Exit::Damaged);
+        assert_snapshot!(failure, @r"
+        checkpoints are damaged: 3
+          block 7 of x.bak
+        ");
+        assert_eq!(damaged.json()["verified"][1]["first_damaged"], "20261121211956");
+        assert_eq!(damaged.json()["verified"][0]["first_damaged"], Value::Null);
     }
 
     #[test]

@@ -70,6 +70,8 @@ pub(crate) struct Disk {
     /// 0 where it is not known.
     pub(crate) sync_every_usec: u64,
     pub(crate) last_error: String,
+    /// What of it is stored damaged, one line each.
+    pub(crate) damage: Vec<String>,
 }
 
 impl Disk {
@@ -94,6 +96,7 @@ impl Disk {
             consistency: text(properties, "Consistency"),
             sync_every_usec: number(properties, "SyncEveryUSec"),
             last_error: text(properties, "LastError"),
+            damage: texts(properties, "Damage"),
         }
     }
 
@@ -122,6 +125,7 @@ impl Disk {
             "consistency": or_null(&self.consistency),
             "sync_every_usec": self.sync_every_usec,
             "last_error": or_null(&self.last_error),
+            "damage": self.damage,
         })
     }
 }
@@ -231,6 +235,48 @@ impl Agent {
     }
 }
 
+/// How a dispatcher's check of everything stored is doing, as `org.blxrep.Manager.Scrub` tells.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Scrub {
+    /// The time of a pass; 0 if it is switched off.
+    pub(crate) every_usec: u64,
+    /// Of the pass under way.
+    pub(crate) progress: f64,
+    /// When that began, in microseconds since 1970; 0 between two.
+    pub(crate) began_usec: u64,
+    pub(crate) last_began_usec: u64,
+    /// When the last pass ended that did; 0 if none did.
+    pub(crate) last_ended_usec: u64,
+    /// How many checkpoints have files that are damaged.
+    pub(crate) damaged: u64,
+}
+
+impl Scrub {
+    /// `None` of an agent, which has nothing to check.
+    pub(crate) fn new(named: &Named) -> Option<Self> {
+        (!named.is_empty()).then(|| Self {
+            every_usec: number(named, "every_usec"),
+            progress: share(named, "progress"),
+            began_usec: number(named, "began_usec"),
+            last_began_usec: number(named, "last_began_usec"),
+            last_ended_usec: number(named, "last_ended_usec"),
+            damaged: number(named, "damaged"),
+        })
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let or_null = |usec: u64| (usec > 0).then_some(usec);
+        json!({
+            "every_usec": or_null(self.every_usec),
+            "progress": or_null(self.began_usec).map(|_| self.progress),
+            "began_usec": or_null(self.began_usec),
+            "last_began_usec": or_null(self.last_began_usec),
+            "last_ended_usec": or_null(self.last_ended_usec),
+            "damaged": self.damaged,
+        })
+    }
+}
+
 /// One checkpoint, as `Show` tells.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Checkpoint {
@@ -284,6 +330,49 @@ impl Checkpoint {
             "freeze_ms": self.freeze_ms,
             "unreadable_blocks": self.unreadable_blocks,
             "note": self.note,
+        })
+    }
+}
+
+/// How the checkpoints of one disk are that were verified.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Verified {
+    pub(crate) agent: String,
+    pub(crate) disk: String,
+    pub(crate) oldest: String,
+    pub(crate) newest: String,
+    pub(crate) checkpoints: u64,
+    pub(crate) damaged: u64,
+    /// Empty if none is.
+    pub(crate) first_damaged: String,
+    pub(crate) unreadable: u64,
+}
+
+impl Verified {
+    pub(crate) fn new(named: &Named) -> Self {
+        Self {
+            agent: text(named, "agent"),
+            disk: text(named, "disk"),
+            oldest: text(named, "oldest"),
+            newest: text(named, "newest"),
+            checkpoints: number(named, "checkpoints"),
+            damaged: number(named, "damaged"),
+            first_damaged: text(named, "first_damaged"),
+            unreadable: number(named, "unreadable"),
+        }
+    }
+
+    /// With the keys of `blxrep dispatcher verify --json`.
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "agent": self.agent,
+            "disk": self.disk,
+            "oldest": self.oldest,
+            "newest": self.newest,
+            "checkpoints": self.checkpoints,
+            "damaged": self.damaged,
+            "first_damaged": or_null(&self.first_damaged),
+            "unreadable": self.unreadable,
         })
     }
 }

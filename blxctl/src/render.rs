@@ -3,7 +3,7 @@
 use comfy_table::{CellAlignment, Table};
 use indicatif::HumanBytes;
 
-use crate::model::{Agent, Checkpoint, Disk, Job};
+use crate::model::{Agent, Checkpoint, Disk, Job, Scrub, Verified};
 
 /// A heading and on which side its column is aligned.
 type Heading = (&'static str, CellAlignment);
@@ -27,6 +27,11 @@ fn table(headings: &[Heading], rows: Vec<Vec<String>>) -> String {
 /// `-` for what is empty.
 fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
+/// `all` where none is named.
+fn or_all(text: &str) -> String {
+    if text.is_empty() { "all".to_owned() } else { text.to_owned() }
 }
 
 pub(crate) fn bytes(bytes: u64) -> String {
@@ -192,6 +197,62 @@ pub(crate) fn checkpoints(checkpoints: &[Checkpoint], now_usec: u64) -> String {
     with_notes(&table(&headings, checkpoints.iter().map(row).collect()), checkpoints.iter().map(lacks))
 }
 
+/// What a verify of several checkpoints found, by disk.
+pub(crate) fn verified(disks: &[Verified]) -> String {
+    let headings = [
+        ("AGENT", LEFT),
+        ("DISK", LEFT),
+        ("CHECKPOINTS", RIGHT),
+        ("OLDEST", LEFT),
+        ("NEWEST", LEFT),
+        ("DAMAGED", LEFT),
+    ];
+    let row = |disk: &Verified| {
+        vec![
+            disk.agent.clone(),
+            disk.disk.clone(),
+            disk.checkpoints.to_string(),
+            disk.oldest.clone(),
+            disk.newest.clone(),
+            match &*disk.first_damaged {
+                "" => "none".to_owned(),
+                first => format!("{}, from {first} on", disk.damaged),
+            },
+        ]
+    };
+    let lacks = |disk: &Verified| match disk.unreadable {
+        0 => String::new(),
+        n => format!("{n} of them have zeros for blocks that could not be read"),
+    };
+    with_notes(&table(&headings, disks.iter().map(row).collect()), disks.iter().map(lacks))
+}
+
+/// How the check of everything stored is doing, in one line.
+pub(crate) fn scrub(scrub: &Scrub) -> String {
+    let mut parts = Vec::new();
+    if scrub.every_usec == 0 {
+        parts.push("switched off".to_owned());
+    } else if scrub.began_usec > 0 {
+        parts.push(percent(scrub.progress));
+    }
+    parts.push(match scrub.last_ended_usec {
+        0 => "no full pass yet".to_owned(),
+        ended => format!("last full pass {}", date(ended)),
+    });
+    parts.push(match scrub.damaged {
+        0 => "no damage".to_owned(),
+        1 => "damage in the files of 1 checkpoint".to_owned(),
+        n => format!("damage in the files of {n} checkpoints"),
+    });
+    format!("scrub: {}", parts.join(", "))
+}
+
+/// The day, in UTC, of microseconds since 1970.
+fn date(usec: u64) -> String {
+    let time = i64::try_from(usec).ok().and_then(|usec| jiff::Timestamp::from_microsecond(usec).ok());
+    time.map_or_else(|| "-".to_owned(), |time| time.strftime("%Y-%m-%d").to_string())
+}
+
 pub(crate) fn jobs(jobs: &[Job]) -> String {
     if jobs.is_empty() {
         return "no jobs run\n".to_owned();
@@ -210,8 +271,8 @@ pub(crate) fn jobs(jobs: &[Job]) -> String {
         vec![
             job.id.to_string(),
             job.job_type.clone(),
-            job.agent.clone(),
-            if job.disk.is_empty() { "all".to_owned() } else { job.disk.clone() },
+            or_all(&job.agent),
+            or_all(&job.disk),
             or_dash(&job.checkpoint),
             if job.state == "canceling" { job.state.clone() } else { percent(job.progress) },
             format!("{}/s", bytes(job.rate_bytes)),
@@ -223,7 +284,7 @@ pub(crate) fn jobs(jobs: &[Job]) -> String {
 
 /// A job in one line.
 pub(crate) fn job_line(job: &Job) -> String {
-    let mut line = format!("job {}: {} of {}", job.id, job.job_type, job.agent);
+    let mut line = format!("job {}: {} of {}", job.id, job.job_type, or_all(&job.agent));
     if !job.disk.is_empty() {
         line.push_str(&format!(" {}", job.disk));
     }
@@ -320,6 +381,24 @@ pub(crate) mod tests {
             rate_bytes: 100 << 20,
             ..Job::default()
         }
+    }
+
+    #[test]
+    fn a_scrub_in_one_line() {
+        let scrub_of = |began_usec, last_ended_usec, damaged| Scrub {
+            every_usec: 1,
+            progress: 0.439,
+            began_usec,
+            last_ended_usec,
+            damaged,
+            ..Scrub::default()
+        };
+        assert_eq!(scrub(&scrub_of(1, NOW, 0)), "scrub: 43 %, last full pass 2026-11-21, no damage");
+        assert_eq!(scrub(&scrub_of(1, 0, 0)), "scrub: 43 %, no full pass yet, no damage");
+        let damaged = scrub(&scrub_of(0, NOW, 2));
+        assert_eq!(damaged, "scrub: last full pass 2026-11-21, damage in the files of 2 checkpoints");
+        let off = Scrub { every_usec: 0, ..scrub_of(0, 0, 1) };
+        assert_eq!(scrub(&off), "scrub: switched off, no full pass yet, damage in the files of 1 checkpoint");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::connect::bus_name;
 use crate::failure::Exit;
-use crate::model::{Agent, Disk, Job};
+use crate::model::{Agent, Disk, Job, Scrub};
 use crate::render;
 
 /// What one daemon told.
@@ -14,6 +14,8 @@ pub(crate) struct Report {
     pub(crate) role: Role,
     pub(crate) version: String,
     pub(crate) agents: Vec<Agent>,
+    /// `None` of an agent.
+    pub(crate) scrub: Option<Scrub>,
     pub(crate) disks: Vec<Disk>,
     pub(crate) jobs: Vec<Job>,
 }
@@ -33,6 +35,8 @@ enum Trouble {
     Late,
     /// Its newest checkpoint is not a point in time.
     Fuzzy,
+    /// What is stored of it is damaged.
+    Damaged,
     /// Something went wrong since its newest checkpoint.
     Error,
 }
@@ -46,6 +50,7 @@ impl Trouble {
             Self::Unprotected => "unprotected",
             Self::Late => "late",
             Self::Fuzzy => "fuzzy",
+            Self::Damaged => "damaged",
             Self::Error => "error",
         }
     }
@@ -65,7 +70,8 @@ fn is_protected(disk: &Disk) -> bool {
         0 => !disk.is(DiskState::Detached) && !disk.paused,
         _ => !is_late(disk),
     };
-    goes_on && fresh && disk.lag_usec.is_some()
+    // The newest checkpoint rests on all that is stored.
+    goes_on && fresh && disk.lag_usec.is_some() && disk.damage.is_empty()
 }
 
 fn troubles(disk: &Disk) -> Vec<Trouble> {
@@ -92,6 +98,9 @@ fn troubles(disk: &Disk) -> Vec<Trouble> {
     }
     if disk.consistency == "fuzzy" {
         found.push(Trouble::Fuzzy);
+    }
+    if !disk.damage.is_empty() {
+        found.push(Trouble::Damaged);
     }
     if !disk.last_error.is_empty() && !failed {
         found.push(Trouble::Error);
@@ -186,6 +195,18 @@ impl Report {
                 "the newest checkpoint is fuzzy: its blocks are of slightly different moments".to_owned(),
                 format!("when the disk is less busy: {}", command(self.role, "sync")),
             ),
+            Trouble::Damaged => {
+                let more = match disk.damage.len() {
+                    0 | 1 => String::new(),
+                    n => format!(" (and {} more)", n - 1),
+                };
+                let text = format!("{}{more}", disk.damage.first().map_or("", String::as_str));
+                let verify = format!("'blxctl verify --agent {} --disk {} --all'", disk.agent, disk.id);
+                let advice = format!(
+                    "{verify} says which checkpoints are sound; put the file back if there is a copy, and verify again"
+                );
+                (text, advice)
+            }
             Trouble::Error => (format!("error: {}", disk.last_error), journal),
         }
     }
@@ -235,6 +256,9 @@ impl Report {
         if !self.jobs.is_empty() {
             out.push_str("\nrunning:\n");
             out.extend(self.jobs.iter().map(|job| format!("  {}\n", render::job_line(job))));
+        }
+        if let Some(scrub) = &self.scrub {
+            out.push_str(&format!("\n{}\n", render::scrub(scrub)));
         }
         let mut problems = String::new();
         for (agent, advice) in self.refused() {
@@ -288,6 +312,7 @@ impl Report {
             "agents_refused": self.refused().map(refused).collect::<Vec<_>>(),
             "agents_without_disks": self.silent().map(|agent| &agent.id).collect::<Vec<_>>(),
             "disks": self.disks.iter().map(disk).collect::<Vec<_>>(),
+            "scrub": self.scrub.as_ref().map(Scrub::json),
             "jobs": self.jobs.iter().map(Job::json).collect::<Vec<_>>(),
         })
     }

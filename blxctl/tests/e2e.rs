@@ -83,6 +83,8 @@ async fn status_tells_good_from_bad_by_its_exit_code() {
 
     AGENT  DISK  STATE     NEWEST   EXPOSED  CLASS
     web1   sda   idle   3 min ago  4.00 KiB  filesystem
+
+    scrub: 43 %, last full pass 2026-11-21, no damage
     ");
     assert_eq!(bus.blxctl(&["--role", "agent", "status"]).code, Some(3));
     good.close().await.unwrap();
@@ -98,6 +100,7 @@ async fn status_tells_good_from_bad_by_its_exit_code() {
     let _both = agent(&bus.address, web1()).await;
     let said = bus.blxctl(&["status"]);
     assert!(said.out.starts_with("dispatcher: 0 of 1 disk protected; agent: 1 of 1"), "{said:?}");
+    assert_eq!(said.out.matches("scrub: ").count(), 1, "an agent checks nothing: {said:?}");
     bad.close().await.unwrap();
 }
 
@@ -305,6 +308,14 @@ async fn verify_lists_damage_and_exits_with_4() {
     let damaged = bus.blxctl(&["verify", "damaged", "--json"]);
     assert_eq!((damaged.code, &damaged.json()["damage"][0]), (Some(4), &"block 7 of x.bak".into()));
     assert_eq!(damaged.err, "blxctl: checkpoint damaged of one is damaged\n    block 7 of x.bak\n");
+    let asked = |args: &[&str]| {
+        let json = bus.blxctl(&[&["verify", "--json"], args].concat()).json();
+        ["agent", "disk"].map(|key| json["verified"][0][key].as_str().unwrap().to_owned())
+    };
+    assert_eq!(asked(&["--all"]), ["", ""]);
+    assert_eq!(asked(&["--agent", "web1", "--all", "--disk", "one"]), ["web1", "disk"]);
+    assert_eq!(asked(&["--start", "202611212034", "--end", "202611212035"]), ["", "end+start"]);
+    assert_eq!(asked(&["latest", "202611212034"]), ["web1", "checkpoints"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -57,6 +57,8 @@ pub struct DiskStatus {
     pub sync_every: Option<Duration>,
     /// What went wrong last, until a checkpoint is committed; what the newest checkpoint lacks.
     pub last_error: Option<String>,
+    /// What is known to be damaged of what is stored of it, one line each; only the dispatcher knows it.
+    pub damage: Vec<String>,
 }
 
 impl DiskStatus {
@@ -75,6 +77,7 @@ impl DiskStatus {
             newest: None,
             sync_every: None,
             last_error: None,
+            damage: Vec::new(),
         }
     }
 }

@@ -180,6 +180,43 @@ fn names_and_configurations() {
 }
 
 #[test]
+fn a_configuration_is_checked_without_what_it_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.yaml").to_str().unwrap().to_owned();
+    let check = ["check-config", "--config", &config];
+    let agent =
+        "id: a\ndispatcher-addr: h:1\ndevice: /dev/nosuch\nkey-file: /nosuch/key\nhooks-dir: /nosuch\n";
+    // Both roles on one host have one file.
+    fs::write(&config, format!("{agent}data-dir: /nosuch/data\nagents-file: /nosuch/agents\n")).unwrap();
+    for mode in ["agent", "dispatcher"] {
+        let output = blxrep(&[&check[..], &["--mode", mode]].concat());
+        assert!(output.status.success(), "{mode}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(!Path::new("/nosuch").exists());
+    }
+    refused(&check, 2, "'mode' is missing");
+    fs::write(&config, agent).unwrap();
+    refused(&[&check[..], &["--mode", "dispatcher"]].concat(), 2, "'data-dir' is missing");
+    fs::write(&config, agent.replace("dispatcher-addr: h:1", "dispatcher-addr: h")).unwrap();
+    refused(&[&check[..], &["--mode", "agent"]].concat(), 2, "dispatcher-addr");
+    fs::write(&config, format!("{agent}sink-freq: 5\n")).unwrap();
+    refused(&[&check[..], &["--mode", "agent"]].concat(), 2, "unknown field `sink-freq`");
+}
+
+#[test]
+fn an_agents_file_that_the_system_makes_is_not_enrolled_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().to_str().unwrap();
+    let script = format!(
+        "mkdir {dir}/ro && mount -t tmpfs -o ro none {dir}/ro && exec {BLXREP} enroll a --data-dir {dir}/data --agents-file {dir}/ro/agents"
+    );
+    let output = Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("read-only") && error.contains("--agents-file"), "{error}");
+    assert!(output.stdout.is_empty(), "no key that is of no use");
+}
+
+#[test]
 fn a_restore_onto_a_full_disk_leaves_nothing() {
     let mut lab = Lab::new("full");
     let disk = lab.loop_disk(32);

@@ -52,7 +52,9 @@ pub trait Manager {
     #[zbus(allow_interactive_auth)]
     fn sync(&self, agent: &str, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
 
-    /// Reads everything a checkpoint rests on and checks it. Only on the dispatcher. Option: `disk` (s).
+    /// Reads everything that a checkpoint rests on and checks it. With an empty `checkpoint`: that those of the option
+    /// `checkpoints` (as) rest on, or all from `start` to `end` (s, YYYYMMDDHHMM in UTC), or all; then `agent` may be empty,
+    /// for everybody's. Option besides: `disk` (s). Only on the dispatcher.
     #[zbus(allow_interactive_auth)]
     fn verify(&self, agent: &str, checkpoint: &str, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
 
@@ -80,8 +82,10 @@ pub trait Manager {
 
     /// A job ended and its object is gone. `result`: see [`crate::words::JobResult`]. Details of a restore: `checkpoint`,
     /// `disk`, `consistency`, `note`, `output` (all s), `size_bytes`, `written_bytes` (t); of a sync: `checkpoints`
-    /// (a{ss}, by disk); of a verify: `checkpoint`, `disk` (s), `damage` (as, empty if sound); of both a restore and a verify
-    /// `unreadable_blocks` (u) and their sectors, `unreadable_sectors` (s, such as `2048-2055, 4096`); of a job that failed:
+    /// (a{ss}, by disk); of a verify: `damage` (as, empty if sound, at most about 1000) and `verified` (aa{sv}), for each disk
+    /// `agent`, `disk`, `oldest`, `newest` (s), `checkpoints`, `damaged` (u), `first_damaged` (s; all behind it rest on it; empty if
+    /// none is) and `unreadable` (u, how many checkpoints have zeros for unreadable blocks); of a verify of one checkpoint also
+    /// `checkpoint`, `disk` (s); of both a restore and such a verify `unreadable_blocks` (u) and their sectors, `unreadable_sectors` (s, such as `2048-2055, 4096`); of a job that failed:
     /// `error`, `message` (s), and `damage` (as) where that is why.
     #[zbus(signal)]
     fn job_removed(
@@ -109,6 +113,13 @@ pub trait Manager {
     /// refused of late; empty if none was). On an agent, itself alone.
     #[zbus(property(emits_changed_signal = "false"))]
     fn agents(&self) -> zbus::Result<Vec<Details>>;
+
+    /// On a dispatcher, how the check of everything stored is doing: `every_usec` t (the time of a pass; 0 if it is switched
+    /// off), `progress` d (0 to 1) and `began_usec` t of the pass under way (0 between two), `last_began_usec` and `last_ended_usec` t of
+    /// the last pass that came to its end (since 1970; 0 if none did), `damaged` u (how many checkpoints have damaged files).
+    /// On an agent, empty.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn scrub(&self) -> zbus::Result<Details>;
 }
 
 /// One job under way, at [`crate::job_path`]. Its object goes away when it has ended.
@@ -225,6 +236,10 @@ pub trait Disk {
     /// The time between checkpoints, in microseconds; 0 on an agent, which does not know it.
     #[zbus(property, name = "SyncEveryUSec")]
     fn sync_every_usec(&self) -> zbus::Result<u64>;
+
+    /// What is known to be damaged of what is stored of it, until it is looked at again and found sound; only on a dispatcher.
+    #[zbus(property)]
+    fn damage(&self) -> zbus::Result<Vec<String>>;
 
     /// What went wrong last, until a checkpoint is committed; empty if nothing did.
     #[zbus(property)]

@@ -135,6 +135,8 @@ pub mod meta {
 
 #[cfg(test)]
 mod tests {
+    use object::{Object, ObjectSection};
+
     use super::*;
 
     #[test]
@@ -142,6 +144,17 @@ mod tests {
         assert_eq!(OBJECT.as_ptr() as usize % 8, 0);
         assert_eq!(OBJECT.get(..4), Some(&b"\x7fELF"[..]));
         assert_eq!(OBJECT.get(18), Some(&247), "EM_BPF");
+    }
+
+    /// What lets one object run on every kernel. A compiler that leaves it out builds an object all the same.
+    #[test]
+    fn the_object_has_btf_and_co_re_relocations() {
+        let file = object::File::parse(OBJECT).unwrap();
+        assert!(file.section_by_name(".BTF").is_some_and(|btf| btf.size() > 0));
+        let ext = file.section_by_name(".BTF.ext").expect(".BTF.ext").data().unwrap();
+        // The last word of libbpf's struct btf_ext_header.
+        let (core_relo_len, _) = ext[28..].split_first_chunk().unwrap();
+        assert!(u32::from_ne_bytes(*core_relo_len) > 0, "no CO-RE relocations");
     }
 
     #[test]

@@ -9,7 +9,7 @@ fn report(role: Role, disks: Vec<Disk>) -> Report {
     let count = disks.len() as u64;
     let agent =
         Agent { id: "web1".into(), hostname: "web1.example".into(), disks: count, ..Agent::default() };
-    Report { role, version: "0.1.0".into(), agents: vec![agent], disks, jobs: Vec::new() }
+    Report { role, version: "0.1.0".into(), agents: vec![agent], scrub: None, disks, jobs: Vec::new() }
 }
 
 fn dispatcher(disks: Vec<Disk>) -> [Report; 1] {
@@ -50,6 +50,32 @@ fn all_is_well() {
     web1   sda   idle   3 min ago  12.00 MiB  filesystem
     ");
     assert_eq!(exit(&reports), None);
+}
+
+#[test]
+fn stored_data_that_is_damaged_protects_nobody() {
+    let damage = vec!["x.bak is damaged: its content is not what it was sealed with".into(), "y".into()];
+    let mut reports = dispatcher(vec![Disk { damage, ..disk("web1", "sda") }]);
+    reports[0].scrub =
+        Some(Scrub { every_usec: 1, began_usec: 1, progress: 0.5, damaged: 1, ..Scrub::default() });
+    assert_snapshot!(text(&reports), @r"
+    0 of 1 disk protected, 1 needs attention
+
+    AGENT  DISK  STATE     NEWEST    EXPOSED  CLASS
+    web1   sda   idle   3 min ago  12.00 MiB  filesystem
+
+    scrub: 50 %, no full pass yet, damage in the files of 1 checkpoint
+
+    to do:
+      web1 sda: x.bak is damaged: its content is not what it was sealed with (and 1 more)
+        'blxctl verify --agent web1 --disk 5000c500a1b2c3sda --all' says which checkpoints are sound; put the file back if there is a copy, and verify again
+    ");
+    assert_eq!(exit(&reports), Some(Exit::Attention));
+    let json = json(&reports);
+    let shown = &json["daemons"][0];
+    assert_eq!(shown["disks"][0]["problems"][0]["kind"], "damaged");
+    assert_eq!((&shown["disks"][0]["damage"][1], &shown["scrub"]["damaged"]), (&"y".into(), &1.into()));
+    assert_eq!(shown["scrub"]["last_ended_usec"], Value::Null);
 }
 
 #[test]
@@ -325,6 +351,7 @@ fn for_programs() {
             {
               "agent": "web1",
               "consistency": "filesystem",
+              "damage": [],
               "device": "sda",
               "dirty_bytes": 12582912,
               "disk": "5000c500a1b2c3sda",
@@ -354,6 +381,7 @@ fn for_programs() {
           "disks_total": 1,
           "jobs": [],
           "role": "dispatcher",
+          "scrub": null,
           "version": "0.1.0"
         }
       ],

@@ -18,8 +18,9 @@ use crate::bus::outcome::{Compared, canceled, check_target, report, restored, va
 use crate::checkpoint::select::{SelectError, select};
 use crate::clock::unix_ms;
 use crate::boot_test::BootTest;
+use crate::dispatcher::scrub::ScrubStatus;
 use crate::ids::{AgentId, CheckpointId, DiskId};
-use crate::restore::{Output, ShowRow};
+use crate::restore::{Output, ShowRow, VerifyRequest};
 use crate::status::{AgentStatus, DiskStatus};
 use crate::wire::message::{Answer, Question, clean_text};
 
@@ -74,6 +75,10 @@ impl Control for AgentControl {
 
     fn disks(&self) -> Vec<DiskStatus> {
         self.shared.disks.iter().map(|disk| disk.status().clone()).collect()
+    }
+
+    fn scrub(&self) -> Option<ScrubStatus> {
+        None
     }
 
     fn show(&self, which: &Which, start: Option<u64>, end: Option<u64>) -> Result<Vec<ShowRow>, Problem> {
@@ -164,10 +169,8 @@ impl Control for AgentControl {
         Err(Problem::new(ProblemKind::WrongRole, text))
     }
 
-    fn verify(&self, which: &Which, _checkpoint: &str) -> Result<Planned, Problem> {
-        let which = self.own(which)?;
-        let text =
-            format!("only the dispatcher can verify: run 'blxctl verify' for agent {} there", which.agent);
+    fn verify(&self, _request: VerifyRequest) -> Result<Planned, Problem> {
+        let text = "only the dispatcher can verify: run 'blxctl verify' there";
         Err(Problem::new(ProblemKind::WrongRole, text))
     }
 

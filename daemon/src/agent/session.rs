@@ -9,6 +9,8 @@
 //! pending set that is neither in `to_send`, nor in the window, nor staged by the dispatcher.
 
 mod agree;
+#[cfg(test)]
+mod scan_tests;
 mod syncing;
 mod unreadable;
 #[cfg(test)]

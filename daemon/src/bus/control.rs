@@ -10,8 +10,9 @@ use blxrep_dbus::words::Role;
 use zbus::wire::OwnedVariant;
 
 use crate::boot_test::BootTest;
+use crate::dispatcher::scrub::ScrubStatus;
 use crate::ids::{AgentId, DiskId};
-use crate::restore::ShowRow;
+use crate::restore::{ShowRow, VerifyRequest};
 use crate::status::{AgentStatus, DiskStatus};
 
 /// Whose disk is meant, as a person names it.
@@ -120,6 +121,9 @@ pub trait Control: Send + Sync + 'static {
     /// The disks that are known. Cheap: asked twice a second.
     fn disks(&self) -> Vec<DiskStatus>;
 
+    /// How the check of everything stored is doing; `None` on an agent. Cheap: asked twice a second.
+    fn scrub(&self) -> Option<ScrubStatus>;
+
     /// The checkpoints of an agent, from minute `start` to minute `end` (`YYYYMMDDHHMM` as a number).
     ///
     /// # Errors
@@ -155,7 +159,7 @@ pub trait Control: Send + Sync + 'static {
     ///
     /// # Errors
     /// NoSuchAgent, NoSuchDisk, NoSuchCheckpoint, InvalidArgument, WrongRole, Failed.
-    fn verify(&self, which: &Which, checkpoint: &str) -> Result<Planned, Problem>;
+    fn verify(&self, request: VerifyRequest) -> Result<Planned, Problem>;
 
     /// Keeps what came of starting a checkpoint in a virtual machine.
     ///

@@ -141,6 +141,11 @@ impl DiskObject {
     }
 
     #[zbus(property)]
+    fn damage(&self) -> Vec<String> {
+        self.get(|status| status.damage.clone())
+    }
+
+    #[zbus(property)]
     fn last_error(&self) -> String {
         self.get(|status| status.last_error.clone()).unwrap_or_default()
     }

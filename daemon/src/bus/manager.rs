@@ -18,8 +18,9 @@ use zbus::wire::{OwnedObjectPath, OwnedVariant, Variant};
 use super::access::Access;
 use super::control::{About, Control, Details, Planned, RestoreRequest, Which};
 use super::jobs::Jobs;
-use super::options::{Options, boot_test, name, target, which};
-use crate::restore::ShowRow;
+use super::options::{Options, boot_test, name, target, wanted, which};
+use crate::dispatcher::scrub::ScrubStatus;
+use crate::restore::{ShowRow, VerifyRequest};
 use crate::status::AgentStatus;
 
 /// Calls that are carried out at once; more wait.
@@ -37,6 +38,8 @@ pub(super) struct Manager {
     pub(super) jobs: Arc<Jobs>,
     /// As they were last looked at: a property that had to wait would hold up every other call.
     pub(super) agents: Arc<Mutex<Vec<AgentStatus>>>,
+    /// Likewise.
+    pub(super) scrub: Arc<Mutex<Option<ScrubStatus>>>,
     calls: Arc<Semaphore>,
 }
 
@@ -44,7 +47,8 @@ impl Manager {
     /// No jobs and no agents yet.
     pub(super) fn new(control: Arc<dyn Control>, access: Access) -> Self {
         let jobs = Arc::new(Jobs::new(access.clone()));
-        Self { control, access, jobs, agents: Arc::default(), calls: Arc::new(Semaphore::new(CALLS_MAX)) }
+        let calls = Arc::new(Semaphore::new(CALLS_MAX));
+        Self { control, access, jobs, agents: Arc::default(), scrub: Arc::default(), calls }
     }
 
     /// Lets a call pass, or not. Gives the user it comes from.
@@ -219,13 +223,14 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath, Problem> {
-        let mut options = Options::new(options, &["disk"])?;
+        let mut options = Options::new(options, &["disk", "checkpoints", "start", "end"])?;
         let which = which(agent, &mut options)?;
-        name("checkpoint", checkpoint)?;
+        let wanted = wanted(checkpoint, &mut options)?;
         let call = Call { connection, header: &header };
         let uid = self.admit(&call, ACTION_CHECKPOINT, &about(&which, checkpoint, "")).await?;
-        let checkpoint = checkpoint.to_owned();
-        self.begin(JobType::Verify, uid, move |control| control.verify(&which, &checkpoint)).await
+        let agent = if which.agent.is_empty() { None } else { Some(which.agent()?) };
+        let request = VerifyRequest { agent, disk: which.disk, wanted };
+        self.begin(JobType::Verify, uid, move |control| control.verify(request)).await
     }
 
     async fn record_boot(
@@ -287,6 +292,12 @@ impl Manager {
         let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
         agents.iter().map(agent_details).collect()
     }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn scrub(&self) -> Details {
+        let scrub = *self.scrub.lock().unwrap_or_else(PoisonError::into_inner);
+        scrub.as_ref().map(scrub_details).unwrap_or_default()
+    }
 }
 
 fn about(which: &Which, checkpoint: &str, target: &str) -> About {
@@ -326,6 +337,20 @@ fn row_details(row: ShowRow) -> Details {
         ("note", row.note.into()),
         ("boot", row.boot.unwrap_or_default().into()),
         ("boot_time", row.boot_time.unwrap_or_default().into()),
+    ])
+}
+
+fn scrub_details(scrub: &ScrubStatus) -> Details {
+    let ScrubStatus { every, course, last, damaged } = *scrub;
+    let usec = |unix_ms: Option<u64>| unix_ms.unwrap_or(0).saturating_mul(1000);
+    let every_usec = every.unwrap_or_default().as_micros();
+    named([
+        ("every_usec", u64::try_from(every_usec).unwrap_or(u64::MAX).into()),
+        ("progress", course.map_or(0.0, |course| course.progress()).into()),
+        ("began_usec", usec(course.map(|course| course.began_unix_ms)).into()),
+        ("last_began_usec", usec(last.map(|last| last.began_unix_ms)).into()),
+        ("last_ended_usec", usec(last.map(|last| last.ended_unix_ms)).into()),
+        ("damaged", u32::try_from(damaged).unwrap_or(u32::MAX).into()),
     ])
 }
 

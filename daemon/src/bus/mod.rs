@@ -154,9 +154,10 @@ async fn serve(
 /// Looks at everything that changes by itself, and tells what did.
 async fn look(manager: &Manager, connection: &Connection, disks: &mut Disks) -> zbus::Result<()> {
     let control = manager.control.clone();
-    let seen = spawn_blocking(move || (control.agents(), control.disks())).await;
-    let (agents, seen) = seen.map_err(|fault| zbus::Error::Failure(fault.to_string()))?;
+    let seen = spawn_blocking(move || (control.agents(), control.scrub(), control.disks())).await;
+    let (agents, scrub, seen) = seen.map_err(|fault| zbus::Error::Failure(fault.to_string()))?;
     *manager.agents.lock().unwrap_or_else(PoisonError::into_inner) = agents;
+    *manager.scrub.lock().unwrap_or_else(PoisonError::into_inner) = scrub;
     disks.show(connection, seen).await?;
     manager.jobs.signal_changes().await
 }

@@ -13,9 +13,12 @@ use crate::boot_test::BootTest;
 use crate::checkpoint::select::parse_minute;
 use crate::clock::unix_ms;
 use crate::ids::AgentId;
+use crate::restore::Wanted;
 
 /// The longest name of a disk or checkpoint that is looked at.
 const NAME_MAX: usize = 255;
+/// The most checkpoints that one call names.
+const NAMES_MAX: usize = 1000;
 /// The longest path that the kernel takes.
 const TARGET_MAX: usize = 4096;
 
@@ -45,6 +48,12 @@ impl Options {
             Variant::Str(text) => Some(text.as_str().to_owned()),
             _ => None,
         })
+    }
+
+    /// An option that is a list of texts; empty where it is not given.
+    pub(super) fn texts(&mut self, key: &str) -> Result<Vec<String>, Problem> {
+        let list = self.take(key, "an array of strings (as)", |value| Vec::<String>::try_from(value).ok());
+        Ok(list?.unwrap_or_default())
     }
 
     /// An option that is yes or no; no where it is not given.
@@ -93,6 +102,31 @@ pub(super) fn which(agent: &str, options: &mut Options) -> Result<Which, Problem
         name("disk", disk)?;
     }
     Ok(Which { agent: agent.to_owned(), disk })
+}
+
+/// Which checkpoints a verify is about: `checkpoint`, or where that is empty those the options name, or all.
+pub(super) fn wanted(checkpoint: &str, options: &mut Options) -> Result<Wanted, Problem> {
+    let mut names = options.texts("checkpoints")?;
+    let (start, end) = (options.minute("start")?, options.minute("end")?);
+    let is_between = start.is_some() || end.is_some();
+    match (checkpoint, names.is_empty(), is_between) {
+        ("", true, _) => return Ok(Wanted::Between(start, end)),
+        ("", false, false) => {}
+        (_, true, false) => names.push(checkpoint.to_owned()),
+        _ => {
+            let text = "give one of: a checkpoint, the option checkpoints, or start and end";
+            return Err(invalid(text));
+        }
+    }
+    if names.len() > NAMES_MAX {
+        return Err(invalid(format!(
+            "at most {NAMES_MAX} checkpoints can be named; start and end take all between"
+        )));
+    }
+    for text in &names {
+        name("checkpoint", text)?;
+    }
+    Ok(Wanted::Named(names))
 }
 
 /// Refuses what cannot be the name of a disk or checkpoint.
@@ -171,6 +205,31 @@ mod tests {
         for bad in ["", "latest", "20261121203456", "202613212034"] {
             let error = minute(bad).unwrap_err();
             assert!(error.kind == ProblemKind::InvalidArgument && error.message.contains("end"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_verify_is_of_one_checkpoint_of_those_named_or_of_a_time() {
+        const KNOWN: [&str; 3] = ["checkpoints", "start", "end"];
+        let list = || ("checkpoints", Variant::from(vec!["a", "b"]));
+        let start = || ("start", Variant::from("202611212034"));
+        let named = |names: &[&str]| Wanted::Named(names.iter().map(|name| (*name).to_owned()).collect());
+        let of = |checkpoint, options: Result<Options, Problem>| wanted(checkpoint, &mut options.unwrap());
+        assert_eq!(of("latest", options([], &KNOWN)).unwrap(), named(&["latest"]));
+        assert_eq!(of("", options([list()], &KNOWN)).unwrap(), named(&["a", "b"]));
+        assert_eq!(of("", options([], &KNOWN)).unwrap(), Wanted::Between(None, None));
+        let since = Wanted::Between(Some(202_611_212_034), None);
+        assert_eq!(of("", options([start()], &KNOWN)).unwrap(), since);
+        let many = Variant::from(vec!["a"; NAMES_MAX + 1]);
+        for bad in [
+            of("latest", options([list()], &KNOWN)),
+            of("latest", options([start()], &KNOWN)),
+            of("", options([list(), start()], &KNOWN)),
+            of("", options([("checkpoints", "a".into())], &KNOWN)),
+            of("", options([("checkpoints", vec!["a b"].into())], &KNOWN)),
+            of("", options([("checkpoints", many)], &KNOWN)),
+        ] {
+            assert_eq!(bad.unwrap_err().kind, ProblemKind::InvalidArgument);
         }
     }
 

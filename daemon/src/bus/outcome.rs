@@ -1,5 +1,6 @@
 //! What jobs give back, as the bus carries it.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -9,9 +10,12 @@ use zbus::wire::{OwnedVariant, Variant};
 
 use super::control::{Details, Failure, Progress};
 use crate::ids::{AgentId, DiskId};
-use crate::restore::{RestoreError, RestoreReport};
+use crate::restore::{DiskReport, DiskSummary, RestoreError, RestoreReport};
 use crate::status::{DiskState, DiskStatus};
 use crate::store::Damage;
+
+/// The most lines of damage in one answer: a bus takes no message without end.
+const DAMAGE_MAX: usize = 1000;
 
 /// One value of [`Details`].
 pub(crate) fn value<'a>(value: impl Into<Variant<'a>>) -> OwnedVariant {
@@ -81,6 +85,44 @@ pub(crate) fn restored(report: &RestoreReport) -> Details {
         ("written_bytes".to_owned(), value(report.written_bytes)),
         ("unreadable_blocks".to_owned(), value(checkpoint.unreadable_blocks)),
         ("unreadable_sectors".to_owned(), value(report.unreadable_sectors.as_str())),
+    ])
+}
+
+/// The details of a verify.
+pub(crate) fn verified(reports: &[DiskReport]) -> Details {
+    let mut damage: Vec<String> =
+        reports.iter().flat_map(DiskReport::damage).map(Damage::to_string).collect();
+    let more = damage.len().saturating_sub(DAMAGE_MAX);
+    if more > 0 {
+        damage.truncate(DAMAGE_MAX);
+        damage.push(format!("and {more} more"));
+    }
+    let rows: Vec<_> = reports.iter().map(|report| summary_details(report.summary())).collect();
+    let mut details =
+        Details::from([("damage".to_owned(), value(damage)), ("verified".to_owned(), value(rows))]);
+    if let [DiskReport { owner, verified, .. }] = reports
+        && let [one] = &**verified
+    {
+        details.extend([
+            ("checkpoint".to_owned(), value(one.id.to_string())),
+            ("disk".to_owned(), value(owner.disk.as_str())),
+            ("unreadable_blocks".to_owned(), value(one.unreadable_blocks)),
+            ("unreadable_sectors".to_owned(), value(one.unreadable_sectors.as_str())),
+        ]);
+    }
+    details
+}
+
+fn summary_details(summary: DiskSummary) -> HashMap<&'static str, Variant<'static>> {
+    HashMap::from([
+        ("agent", summary.agent.into()),
+        ("disk", summary.disk.into()),
+        ("oldest", summary.oldest.into()),
+        ("newest", summary.newest.into()),
+        ("checkpoints", summary.checkpoints.into()),
+        ("damaged", summary.damaged.into()),
+        ("first_damaged", summary.first_damaged.unwrap_or_default().into()),
+        ("unreadable", summary.unreadable.into()),
     ])
 }
 

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use blxrep::agent::run::AgentError;
-use blxrep::config::{ConfigError, Mode, Settings};
+use blxrep::config::{AgentConfig, ConfigError, DispatcherConfig, Mode, Settings};
 use blxrep::disk_list::DiskListError;
 use blxrep::freeze;
 use blxrep::ids::{AgentId, IdError};
@@ -40,6 +40,11 @@ Examples:
   blxrep start --mode dispatcher --data-dir /srv/blxrep --agents-file /etc/blxrep/agents --sync-freq 5m
   blxrep start --mode agent --id web1 --dispatcher-addr backup:8080 --device /dev/sda --key-file /etc/blxrep/key";
 
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  blxrep check-config --mode agent                  what /etc/blxrep/config.yaml says to an agent
+  blxrep check-config --mode dispatcher --config new.yaml";
+
 const SHOW_EXAMPLES: &str = "\
 Examples:
   blxrep dispatcher show --agent web1 --data-dir /srv/blxrep
@@ -54,7 +59,16 @@ Examples:
 const VERIFY_EXAMPLES: &str = "\
 Examples:
   blxrep dispatcher verify --agent web1 --data-dir /srv/blxrep --checkpoint latest
-  blxrep dispatcher verify --agent web1 --data-dir /srv/blxrep --checkpoint 202611212034 --disk sda --json";
+  blxrep dispatcher verify --agent web1 --data-dir /srv/blxrep --checkpoint 202611212034 --disk sda --json
+  blxrep dispatcher verify --agent web1 --data-dir /srv/blxrep --start 202611210000
+  blxrep dispatcher verify --all --data-dir /srv/blxrep
+
+JSON:
+  damage       an array of objects: file, what, blocks (pairs: the first one, how many)
+  verified     an array, one a disk: agent, disk, oldest, newest, checkpoints (how many),
+               damaged (how many), first_damaged (all behind it rest on it; null if none is),
+               unreadable (how many have zeros for blocks that could not be read)
+  if it is one  agent, disk, checkpoint, unreadable_blocks, unreadable_sectors as well";
 
 const MOUNT_EXAMPLES: &str = "\
 DIR has disk.img, and partN.img for each partition. All of it is read-only, and every block is verified when it is read; one that \
@@ -97,6 +111,9 @@ enum Command {
     /// Run a role, agent or dispatcher, in the foreground
     #[command(after_help = START_EXAMPLES)]
     Start(Start),
+    /// Check flags and file as 'start' reads them; files and disks they name need not be there
+    #[command(after_help = CHECK_EXAMPLES)]
+    CheckConfig(Start),
     /// Work on a dispatcher's data directory, with or without a running daemon
     #[command(subcommand)]
     Dispatcher(Offline),
@@ -138,7 +155,7 @@ enum Offline {
     /// Bring a checkpoint back into a file or onto a block device, every block verified
     #[command(after_help = RESTORE_EXAMPLES)]
     Restore(Restore),
-    /// Read all that a checkpoint rests on and list what is damaged
+    /// Read all that one, some or all checkpoints rest on and list what is damaged
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(Verify),
     /// Show a checkpoint's disk and partitions as files, until Ctrl-C or umount
@@ -192,17 +209,31 @@ struct Restore {
 
 #[derive(Args)]
 struct Verify {
-    /// Which: YYYYMMDDHHMMSS, YYYYMMDDHHMM for the newest of a minute, or 'latest'
+    /// Which: YYYYMMDDHHMMSS, YYYYMMDDHHMM for the newest of a minute, or 'latest'; may be given several times
+    #[arg(
+        long,
+        requires = "agent",
+        required_unless_present_any = ["start", "end", "all"],
+        conflicts_with_all = ["start", "end", "all"]
+    )]
+    checkpoint: Vec<String>,
+    /// All not before this minute, YYYYMMDDHHMM in UTC
+    #[arg(long, value_name = "MINUTE", conflicts_with = "all")]
+    start: Option<String>,
+    /// All not after this minute, YYYYMMDDHHMM in UTC
+    #[arg(long, value_name = "MINUTE", conflicts_with = "all")]
+    end: Option<String>,
+    /// All there are
     #[arg(long)]
-    checkpoint: String,
-    /// Whose
+    all: bool,
+    /// Whose; everybody's without it
     #[arg(long)]
-    agent: AgentId,
+    agent: Option<AgentId>,
     /// The dispatcher's data directory
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// Which disk, its id or its device's name; needed if the agent has several
-    #[arg(long)]
+    /// Which disk, its id or its device's name; needed with --checkpoint if the agent has several
+    #[arg(long, requires = "agent")]
     disk: Option<String>,
     /// For programs: an object
     #[arg(long)]
@@ -321,9 +352,19 @@ fn run(command: Command) -> anyhow::Result<()> {
                 None => Err(ConfigError::Missing { key: "mode", path: file }.into()),
             }
         }
+        Command::CheckConfig(start) => {
+            let (settings, file) = Settings::load(start.settings, start.config.as_deref())?;
+            match settings.mode {
+                Some(Mode::Agent) => AgentConfig::new(settings, &file).map(drop)?,
+                Some(Mode::Dispatcher) => DispatcherConfig::new(settings, &file).map(drop)?,
+                None => return Err(ConfigError::Missing { key: "mode", path: file }.into()),
+            }
+            println!("{}: nothing is wrong", file.display());
+            Ok(())
+        }
         Command::Dispatcher(Offline::Show(show)) => offline::show(&show),
         Command::Dispatcher(Offline::Restore(restore)) => offline::restore(restore),
-        Command::Dispatcher(Offline::Verify(verify)) => offline::verify(&verify),
+        Command::Dispatcher(Offline::Verify(verify)) => offline::verify(verify),
         Command::Dispatcher(Offline::Mount(mount)) => serve::mount(&mount),
         Command::Dispatcher(Offline::Export(export)) => serve::export(&export),
         Command::Enroll(enroll) => enroll::run(enroll),
@@ -364,5 +405,35 @@ mod tests {
         Cli::command().debug_assert();
         let help = Cli::command().find_subcommand_mut("start").unwrap().render_long_help().to_string();
         assert!(help.contains(blxrep::config::DEFAULT_PATH), "the help names the default file");
+    }
+
+    #[test]
+    fn a_verify_says_which_checkpoints() {
+        let parse = |args: &str| {
+            let line = format!("blxrep dispatcher verify --data-dir /d {args}");
+            Cli::try_parse_from(line.split_whitespace().map(str::to_owned))
+                .map(|_| ())
+                .map_err(|e| e.exit_code())
+        };
+        for good in [
+            "--agent a --checkpoint latest",
+            "--agent a --disk b --checkpoint latest --checkpoint 202611212034",
+            "--agent a --start 202611212034 --end 202611212035",
+            "--start 202611212034",
+            "--all",
+            "--agent a --disk b --all",
+        ] {
+            assert_eq!(parse(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "",
+            "--agent a",
+            "--checkpoint latest",
+            "--agent a --checkpoint latest --all",
+            "--all --start 1",
+            "--all --disk b",
+        ] {
+            assert_eq!(parse(bad), Err(2), "{bad}");
+        }
     }
 }

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use blxrep::checkpoint::select::parse_minute;
 use blxrep::restore::{
-    Output, RestoreError, RestoreOptions, ShowRow, restore as restore_checkpoint, show as show_rows,
-    verify_checkpoint,
+    DiskReport, DiskSummary, Output, RestoreError, RestoreOptions, ShowRow, Verification, VerifyRequest,
+    Wanted, restore as restore_checkpoint, show as show_rows,
 };
 use blxrep::store::Damage;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
@@ -124,42 +124,84 @@ struct DamageRow {
 /// What a verify found, as it is shown.
 #[derive(Serialize)]
 struct VerifyRow {
+    damage: Vec<DamageRow>,
+    verified: Vec<DiskSummary>,
+    #[serde(flatten)]
+    only: Option<OnlyRow>,
+}
+
+/// What is told besides if only one checkpoint was verified.
+#[derive(Serialize)]
+struct OnlyRow {
     agent: String,
     disk: String,
     checkpoint: String,
-    damage: Vec<DamageRow>,
     unreadable_blocks: u32,
     unreadable_sectors: String,
 }
 
-/// Verifies a checkpoint.
-pub(crate) fn verify(args: &super::Verify) -> anyhow::Result<()> {
-    let super::Verify { checkpoint, agent, data_dir, disk, json: as_json } = args;
-    let report =
-        with_progress(|progress| verify_checkpoint(data_dir, agent, disk.as_deref(), checkpoint, progress))?;
+fn only(reports: &[DiskReport]) -> Option<OnlyRow> {
+    let [DiskReport { owner, verified, .. }] = reports else { return None };
+    let [one] = &**verified else { return None };
+    Some(OnlyRow {
+        agent: owner.agent.to_string(),
+        disk: owner.disk.to_string(),
+        checkpoint: one.id.to_string(),
+        unreadable_blocks: one.unreadable_blocks,
+        unreadable_sectors: one.unreadable_sectors.clone(),
+    })
+}
+
+/// Verifies checkpoints.
+pub(crate) fn verify(args: super::Verify) -> anyhow::Result<()> {
+    let (start, end) = (minute(args.start.as_deref(), "start")?, minute(args.end.as_deref(), "end")?);
+    let wanted =
+        if args.checkpoint.is_empty() { Wanted::Between(start, end) } else { Wanted::Named(args.checkpoint) };
+    let request = VerifyRequest { agent: args.agent, disk: args.disk, wanted };
+    let verification = Verification::plan(&args.data_dir, &request)?;
+    let reports = with_progress(|progress| verification.run(progress))?;
     let row = |damage: &Damage| DamageRow {
         file: damage.file.clone(),
         what: damage.what.clone(),
         blocks: damage.blocks.iter().map(|extent| (extent.first, extent.count)).collect(),
     };
-    if *as_json {
-        let row = VerifyRow {
-            agent: agent.to_string(),
-            disk: report.disk.to_string(),
-            checkpoint: report.checkpoint.to_string(),
-            damage: report.damage.iter().map(row).collect(),
-            unreadable_blocks: report.unreadable_blocks,
-            unreadable_sectors: report.unreadable_sectors.clone(),
+    let shown = VerifyRow {
+        damage: reports.iter().flat_map(DiskReport::damage).map(row).collect(),
+        verified: reports.iter().map(DiskReport::summary).collect(),
+        only: only(&reports),
+    };
+    print(if args.json { json } else { verdict }, &shown)?;
+    let damage: Vec<Damage> = reports.iter().flat_map(DiskReport::damage).cloned().collect();
+    if !damage.is_empty() {
+        return Err(RestoreError::Damaged(damage).into());
+    }
+    if let Some(only) = &shown.only {
+        warn_unreadable(only.unreadable_blocks, &only.unreadable_sectors);
+    }
+    Ok(())
+}
+
+/// One line of one checkpoint that is sound; of several, one of each disk.
+fn verdict(out: &mut dyn Write, shown: &VerifyRow) -> std::io::Result<()> {
+    if let Some(OnlyRow { agent, disk, checkpoint, .. }) = &shown.only {
+        let sound = shown.damage.is_empty();
+        return if sound {
+            writeln!(out, "checkpoint {checkpoint} of {agent}'s {disk} is sound")
+        } else {
+            Ok(())
         };
-        print(json, &row)?;
     }
-    if !report.damage.is_empty() {
-        return Err(RestoreError::Damaged(report.damage).into());
+    for row in &shown.verified {
+        let DiskSummary { agent, disk, oldest, newest, checkpoints, damaged, .. } = row;
+        write!(out, "{agent} {disk}: {checkpoints} checkpoints, {oldest} to {newest}: ")?;
+        match &row.first_damaged {
+            None => writeln!(out, "sound")?,
+            Some(first) => writeln!(out, "{damaged} damaged, from {first} on")?,
+        }
+        if row.unreadable > 0 {
+            writeln!(out, "    zeros for blocks that could not be read in {} of them", row.unreadable)?;
+        }
     }
-    if !as_json {
-        println!("checkpoint {} of {agent}'s {} is sound", report.checkpoint, report.disk);
-    }
-    warn_unreadable(report.unreadable_blocks, &report.unreadable_sectors);
     Ok(())
 }
 

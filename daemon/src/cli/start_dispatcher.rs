@@ -13,6 +13,7 @@ use blxrep::dispatcher::control::DispatcherControl;
 use blxrep::dispatcher::fetch::Fetches;
 use blxrep::dispatcher::generations::Generations;
 use blxrep::dispatcher::registry::{House, Registry};
+use blxrep::dispatcher::scrub::{self, Running, Scrub};
 use blxrep::dispatcher::server::Server;
 use blxrep::ids::Epoch;
 use blxrep::lock::DirLock;
@@ -95,11 +96,14 @@ async fn serve(
         fetches: Fetches::default(),
     });
     info!("the dispatcher listens on {address}");
+    let scrub = Arc::new(Scrub::open(house.files.clone(), config.data_dir.join(scrub::FILE), config.scrub));
     let control = DispatcherControl {
+        scrub: scrub.clone(),
         registry: registry.clone(),
         data_dir: config.data_dir.clone(),
         runtime: Handle::current(),
     };
+    let scrubbing = scrub.start().context("the scrub")?;
     let on_bus = service::go_on_bus(Arc::new(control), house.checkpoints.subscribe(), stop.subscribe()).await;
     let of = house.clone();
     service::reload_on_hangup(move || reload(&config, &of, reread()?))?;
@@ -111,7 +115,11 @@ async fn serve(
     };
     stop.send_replace(true);
     on_bus.await?;
-    spawn_blocking(move || registry.stop()).await?;
+    spawn_blocking(move || {
+        registry.stop();
+        scrubbing.into_iter().for_each(Running::stop);
+    })
+    .await?;
     info!("the dispatcher stopped");
     Ok(result?)
 }

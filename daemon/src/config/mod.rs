@@ -14,13 +14,16 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use self::value::{Delay, DispatcherAddr, SyncFreq, one_or_many, text};
+use self::value::{Delay, DispatcherAddr, ScrubEvery, SyncFreq, one_or_many, text};
+use crate::dispatcher::scrub::Pace;
 use crate::geometry::BLOCK_SHIFT_DEFAULT;
 use crate::ids::AgentId;
 
 /// Where the configuration is looked for if no other file is named.
 pub const DEFAULT_PATH: &str = "/etc/blxrep/config.yaml";
 const FILE_MAX_BYTES: u64 = 1 << 20;
+const SCRUB_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
+const SCRUB_RATE_MIB: u32 = 50;
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +98,13 @@ pub struct Settings {
     #[arg(long, value_name = "TIME")]
     #[serde(default, deserialize_with = "text")]
     pub sync_freq: Option<SyncFreq>,
+    /// Dispatcher: the time in which everything stored is read and checked once: days, or with a unit; 'never' switches that off [default: 30d]
+    #[arg(long, value_name = "TIME")]
+    #[serde(default, deserialize_with = "text")]
+    pub scrub_every: Option<ScrubEvery>,
+    /// Dispatcher: the most MiB that this reads in a second, however late it is [default: 50]
+    #[arg(long, value_name = "MIB")]
+    pub scrub_rate_mib: Option<u32>,
     /// Dispatcher: address and port to listen on [default: 0.0.0.0:8080]
     #[arg(long, value_name = "ADDR:PORT")]
     #[serde(default, deserialize_with = "text")]
@@ -159,6 +169,8 @@ impl Settings {
             device: if self.device.is_empty() { file.device } else { self.device },
             data_dir: self.data_dir.or(file.data_dir),
             sync_freq: self.sync_freq.or(file.sync_freq),
+            scrub_every: self.scrub_every.or(file.scrub_every),
+            scrub_rate_mib: self.scrub_rate_mib.or(file.scrub_rate_mib),
             listen: self.listen.or(file.listen),
             key_file: self.key_file.or(file.key_file),
             agents_file: self.agents_file.or(file.agents_file),
@@ -246,6 +258,8 @@ pub struct DispatcherConfig {
     pub listen: SocketAddr,
     /// Time between checkpoints.
     pub sync_every: Duration,
+    /// How everything stored is checked; not at all without it.
+    pub scrub: Option<Pace>,
 }
 
 impl DispatcherConfig {
@@ -254,11 +268,14 @@ impl DispatcherConfig {
     /// # Errors
     /// When a key is missing.
     pub fn new(settings: Settings, file: &Path) -> Result<Self, ConfigError> {
+        let every = settings.scrub_every.unwrap_or(ScrubEvery(Some(SCRUB_EVERY))).0;
+        let rate_bytes = u64::from(settings.scrub_rate_mib.unwrap_or(SCRUB_RATE_MIB).max(1)) << 20;
         Ok(Self {
             data_dir: need(settings.data_dir, "data-dir", file)?,
             agents_file: need(settings.agents_file, "agents-file", file)?,
             listen: settings.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 8080))),
             sync_every: settings.sync_freq.map_or(Duration::from_secs(300), |freq| freq.0),
+            scrub: every.map(|every| Pace { every, rate_bytes }),
         })
     }
 }
@@ -292,6 +309,18 @@ mod tests {
         let settings = parse("mode: agent\nid: a\n").unwrap();
         let error = AgentConfig::new(settings, Path::new("/etc/c.yaml")).unwrap_err().to_string();
         assert_eq!(error, "'device' is missing: set it in /etc/c.yaml or with --device");
+    }
+
+    #[test]
+    fn the_scrub_is_on_unless_it_is_switched_off() {
+        let scrub = |text: &str| {
+            let settings = parse(&format!("data-dir: /d\nagents-file: /a\n{text}")).unwrap();
+            DispatcherConfig::new(settings, Path::new("c.yaml")).unwrap().scrub
+        };
+        assert_eq!(scrub(""), Some(Pace { every: SCRUB_EVERY, rate_bytes: 50 << 20 }));
+        let set = scrub("scrub-every: 7\nscrub-rate-mib: 9\n");
+        assert_eq!(set, Some(Pace { every: SCRUB_EVERY / 30 * 7, rate_bytes: 9 << 20 }));
+        assert_eq!(scrub("scrub-every: never\n"), None);
     }
 
     #[test]

@@ -8,15 +8,20 @@ use std::time::Duration;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const LONGEST: Duration = DAY.saturating_mul(366);
 
 fn parse_time(text: &str, unit: Duration) -> Result<Duration, String> {
     let text = text.trim();
     let time = if let Ok(number) = text.parse::<u32>() {
         Ok(unit.saturating_mul(number))
     } else {
-        let wrong = || format!("{text:?} is not a time: a number, or a number with a unit as in 30s, 5m, 1h");
-        text.parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok()).ok_or_else(wrong)
+        let wrong =
+            || format!("{text:?} is not a time: a number, or a number with a unit as in 30s, 5m, 1h, 2d");
+        let days = text.strip_suffix('d').and_then(|days| days.parse::<u32>().ok());
+        let of_days = days.map(|days| DAY.saturating_mul(days));
+        let of_clock = || text.parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok());
+        of_days.or_else(of_clock).ok_or_else(wrong)
     };
     time.and_then(|time| match time {
         t if t < Duration::from_secs(1) => Err(format!("{text:?} is too short: at least 1s")),
@@ -80,6 +85,20 @@ time_type!(
     1
 );
 
+/// The time of a full pass of the scrub: a bare number is days; `never` is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScrubEvery(pub Option<Duration>);
+
+impl FromStr for ScrubEvery {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim() == "never" {
+            return Ok(Self(None));
+        }
+        parse_time(text, DAY).map(Some).map(Self).map_err(|e| format!("{e}, or 'never'"))
+    }
+}
+
 /// Reads one path, or a list of paths.
 ///
 /// # Errors
@@ -136,6 +155,14 @@ mod tests {
             assert_eq!(text.parse::<SyncFreq>().unwrap().0.as_secs(), seconds, "{text}");
         }
         assert_eq!("5".parse::<Delay>().unwrap().0.as_secs(), 5);
+        for (text, seconds) in
+            [("30", Some(30 * 86_400)), ("30d", Some(30 * 86_400)), ("10s", Some(10)), ("never", None)]
+        {
+            assert_eq!(text.parse::<ScrubEvery>().unwrap().0.map(|every| every.as_secs()), seconds, "{text}");
+        }
+        for bad in ["0", "off", "400d", "-1d", "d", "1.5d"] {
+            assert!(bad.parse::<ScrubEvery>().unwrap_err().ends_with("or 'never'"), "{bad}");
+        }
         for bad in ["", "0", "-5m", "5 parsecs", "0.1s", "99999999h", "1e9"] {
             assert!(bad.parse::<SyncFreq>().is_err(), "{bad}");
         }

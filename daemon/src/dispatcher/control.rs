@@ -13,13 +13,16 @@ use tokio::time::timeout;
 use tracing::{error, info};
 
 use super::registry::Registry;
+use super::scrub::{Scrub, ScrubStatus};
 use crate::bus::control::{About, Control, Details, Failure, Planned, Progress, RestoreRequest, Which};
-use crate::bus::outcome::{Compared, canceled, check_target, lines, report, restored, value};
 use crate::boot_test::BootTest;
+use crate::bus::outcome::{Compared, canceled, check_target, lines, report, restored, value, verified};
 use crate::clock::unix_ms;
 use crate::ids::{AgentId, CheckpointId, DiskId};
 use crate::message_id::{BOOT_FAILED, DAMAGE_FOUND};
-use crate::restore::{self, Chosen, Output, RestoreError, RestoreOptions, ShowRow};
+use crate::restore::{
+    self, Chosen, Output, RestoreError, RestoreOptions, ShowRow, Verification, VerifyRequest,
+};
 use crate::status::{AgentStatus, DiskStatus};
 use crate::store::layout::Paths;
 use crate::wire::key::Agents;
@@ -31,6 +34,8 @@ const POLL: Duration = Duration::from_millis(200);
 pub struct DispatcherControl {
     /// The agents and disks.
     pub registry: Arc<Registry>,
+    /// Checks what is stored, and knows what is damaged.
+    pub scrub: Arc<Scrub>,
     /// Where everything is stored.
     pub data_dir: PathBuf,
     /// Runs what is not blocking.
@@ -97,7 +102,21 @@ impl Control for DispatcherControl {
     }
 
     fn disks(&self) -> Vec<DiskStatus> {
-        self.registry.disks()
+        let mut disks = self.registry.disks();
+        for (agent, disk, lines) in self.scrub.damage() {
+            let at = disks.iter().position(|of| (&of.agent, &of.disk) == (&agent, &disk));
+            // One whose base is lost is known by its damage only.
+            let at = at.unwrap_or_else(|| {
+                disks.push(DiskStatus::new(agent, disk, String::new(), 0));
+                disks.len() - 1
+            });
+            disks.get_mut(at).into_iter().for_each(|of| of.damage.extend_from_slice(&lines));
+        }
+        disks
+    }
+
+    fn scrub(&self) -> Option<ScrubStatus> {
+        Some(self.scrub.status())
     }
 
     fn show(&self, which: &Which, start: Option<u64>, end: Option<u64>) -> Result<Vec<ShowRow>, Problem> {
@@ -184,21 +203,21 @@ impl Control for DispatcherControl {
         Ok(Planned { about, work: Box::new(work) })
     }
 
-    fn verify(&self, which: &Which, checkpoint: &str) -> Result<Planned, Problem> {
-        let (agent, disk, id) = self.find(which, checkpoint)?;
-        let (data_dir, about) = (self.data_dir.clone(), about(&agent, &disk, id));
+    fn verify(&self, request: VerifyRequest) -> Result<Planned, Problem> {
+        let verification = Verification::plan(&self.data_dir, &request)?;
+        let about = match verification.only() {
+            Some((owner, id)) => about(&owner.agent, &owner.disk, id),
+            None => About {
+                agent: request.agent.map_or_else(String::new, |agent| agent.to_string()),
+                disk: request.disk.unwrap_or_default(),
+                ..About::default()
+            },
+        };
+        let scrub = self.scrub.clone();
         let work = move |progress: &Progress| {
-            let (name, text) = (disk.to_string(), id.to_string());
-            let found = restore::verify_checkpoint(&data_dir, &agent, Some(&name), &text, &report(progress))?;
-            let damage = lines(&found.damage);
-            tell_damage(&agent, &disk, id, &damage);
-            Ok(Details::from([
-                ("checkpoint".to_owned(), value(text)),
-                ("disk".to_owned(), value(name)),
-                ("damage".to_owned(), value(damage)),
-                ("unreadable_blocks".to_owned(), value(found.unreadable_blocks)),
-                ("unreadable_sectors".to_owned(), value(found.unreadable_sectors)),
-            ]))
+            let reports = verification.run(&report(progress))?;
+            scrub.verified(&reports);
+            Ok(verified(&reports))
         };
         Ok(Planned { about, work: Box::new(work) })
     }

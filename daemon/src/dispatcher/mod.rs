@@ -1,6 +1,8 @@
 //! The role that keeps the replicas: listens, admits agents, and keeps one thread a disk that owns its store.
 
 pub mod change;
+#[cfg(test)]
+mod compare_tests;
 pub mod config_link;
 pub mod control;
 pub mod disk;
@@ -14,6 +16,7 @@ pub mod registry;
 mod resize_tests;
 pub mod room;
 pub mod schedule;
+pub mod scrub;
 pub mod server;
 pub mod session;
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::wire::frame::encode_message;
 use crate::wire::message::{DiskDown, DiskUp, Plan};
 
 /// A disk with four checkpoints, the newest in life 7.
-fn lived() -> (SimFiles, DiskSession) {
+pub(super) fn lived() -> (SimFiles, DiskSession) {
     let files = SimFiles::default();
     let mut store = DiskStore::open(files.arc(), owner().agent, owner().disk).unwrap();
     live(&mut store, &mut Acks::default()).unwrap();
@@ -30,11 +30,15 @@ fn of(size_bytes: u64) -> Geometry {
 }
 
 /// A claim that would go on, were it not for the size.
-fn sure() -> Claim {
+pub(super) fn sure() -> Claim {
     Claim { epoch: Epoch([7; 16]), base: Some(id(3)), gap: None }
 }
 
-fn attach(session: &mut DiskSession, geometry: Geometry, claim: Claim) -> Result<(Plan, bool), SessionError> {
+pub(super) fn attach(
+    session: &mut DiskSession,
+    geometry: Geometry,
+    claim: Claim,
+) -> Result<(Plan, bool), SessionError> {
     session.detach();
     let attach = DiskUp::Attach { device: "sda".into(), geometry, claim };
     let events = session.frame(Endpoint::Live, &encode_message(&attach).unwrap())?;

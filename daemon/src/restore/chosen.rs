@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use super::verify::{Tick, verify, verify_bytes, verify_open_journal, view};
-use super::{Meter, Missing, Progress, RestoreError, find};
-use crate::checkpoint::chain::{self, Chain, Member};
+use super::verify::{Tick, verify_bytes, verify_settled, view};
+use super::{Missing, RestoreError, find};
+use crate::checkpoint::chain::{Chain, Member};
 use crate::checkpoint::{Checkpoint, select};
-use crate::ids::{AgentId, CheckpointId, DiskId};
+use crate::ids::{AgentId, CheckpointId};
 use crate::store::handle::Dir;
 use crate::store::layout::Paths;
 use crate::store::view::View;
@@ -87,45 +87,14 @@ impl Chosen {
         verify_bytes(&self.dir, &self.owner, self.members())
     }
 
-    /// Whether it is the newest, and so what the open journal builds on.
-    fn is_newest(&self) -> bool {
-        self.count == Some(self.chain.members.len()) && self.chain.broken.is_none()
-    }
-
     /// Looks at all it rests on, once more if a commit changed the files meanwhile.
     ///
     /// # Errors
     /// Io, and what `tick` says; damage is the answer.
     pub(crate) fn damage(&self, tick: Tick<'_>) -> Result<Vec<Damage>, RestoreError> {
-        let count = self.members().len();
-        let found = verify(&self.dir, &self.owner, &self.chain, count, tick)?;
-        if self.count.is_none() {
-            let broken = self.chain.broken.iter().map(|(damage, _)| damage.clone());
-            return Ok(broken.chain(found).collect());
-        }
-        if found.is_empty() {
-            return Ok(found);
-        }
-        let again = chain::load(&self.dir, &self.owner)?;
-        let moved = again.newest().map(|m| m.link) != self.chain.newest().map(|m| m.link);
-        if moved { verify(&self.dir, &self.owner, &again, count, tick) } else { Ok(found) }
-    }
-
-    /// As [`Self::damage`]; of the newest, also of the journal that is open behind it.
-    ///
-    /// # Errors
-    /// Io, and what `tick` says; damage is the answer.
-    pub(crate) fn all_damage(&self, tick: Tick<'_>) -> Result<Vec<Damage>, RestoreError> {
-        let mut found = self.damage(tick)?;
-        if self.is_newest() {
-            let open = verify_open_journal(&self.dir, &self.owner, &self.chain)?;
-            if !open.is_empty() {
-                // A commit meanwhile begins another one.
-                let again = chain::load(&self.dir, &self.owner)?;
-                found.extend(verify_open_journal(&self.dir, &self.owner, &again)?);
-            }
-        }
-        Ok(found)
+        let found = verify_settled(&self.dir, &self.owner, &self.chain, self.members().len(), tick)?.concat();
+        let broken = self.chain.broken.iter().filter(|_| self.count.is_none());
+        Ok(broken.map(|(damage, _)| damage.clone()).chain(found).collect())
     }
 
     /// Fails if anything it rests on is damaged.
@@ -181,46 +150,4 @@ pub fn open(
             Err(RestoreError::Damaged(chosen.chain.broken.iter().map(|(damage, _)| damage.clone()).collect()))
         }
     }
-}
-
-/// What a verify found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VerifyReport {
-    /// Of which disk.
-    pub disk: DiskId,
-    /// The checkpoint.
-    pub checkpoint: CheckpointId,
-    /// All damage; none if it is sound.
-    pub damage: Vec<Damage>,
-    /// How many blocks could not be read on the agent's disk: zeros stand for them. Not told of a damaged checkpoint.
-    pub unreadable_blocks: u32,
-    /// Their sectors, as [`sectors`] names them.
-    pub unreadable_sectors: String,
-}
-
-/// Reads everything a checkpoint rests on and checks it; of the newest, the journal behind it as well. The checkpoint is named as for a restore.
-///
-/// # Errors
-/// Usage, NotFound, Io, Canceled; damage is the answer.
-pub fn verify_checkpoint(
-    data_dir: &Path,
-    agent: &AgentId,
-    disk: Option<&str>,
-    checkpoint: &str,
-    progress: Progress<'_>,
-) -> Result<VerifyReport, RestoreError> {
-    let chosen = Chosen::find(data_dir, agent, disk, checkpoint)?;
-    let mut meter = Meter::new(progress, chosen.verify_bytes()?);
-    let damage = chosen.all_damage(&mut |bytes| meter.tick(bytes))?;
-    let (unreadable_blocks, unreadable_sectors) = match chosen.checkpoint() {
-        Some(checkpoint) if damage.is_empty() => (checkpoint.unreadable_blocks, chosen.unreadable_sectors()?),
-        _ => (0, String::new()),
-    };
-    Ok(VerifyReport {
-        disk: chosen.owner.disk.clone(),
-        checkpoint: chosen.id,
-        damage,
-        unreadable_blocks,
-        unreadable_sectors,
-    })
 }

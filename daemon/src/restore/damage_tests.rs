@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::chosen::Chosen;
+use super::several::{Verification, VerifyRequest, Wanted};
+use super::tests::{GO_ON, Tree};
 use crate::bitmap::Extent;
 use crate::checkpoint::Consistency;
 use crate::geometry::Geometry;
@@ -16,8 +18,6 @@ use crate::store::disk_store::{DiskStore, Seal};
 use crate::store::handle::Dir;
 use crate::store::layout::{HEADER_BYTES, Paths};
 use crate::store::simfiles::SimFiles;
-
-type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
 const COMMITS: usize = 4;
 const SHIFT: u8 = 14;
@@ -111,7 +111,7 @@ fn life(tree: &mut Tree, owner: &Paths, epoch: u8) {
 }
 
 /// The disk that is damaged, another disk of the same agent, and one of another agent.
-fn tree() -> Tree {
+pub(crate) fn tree() -> Tree {
     let mut tree = Tree::new();
     for (owner, epoch) in [(owner(), 7), (paths("agent1", "disk1"), 8), (paths("agent2", "disk0"), 9)] {
         life(&mut tree, &owner, epoch);
@@ -135,8 +135,12 @@ fn put(files: &SimFiles, path: &Path, bytes: Option<&[u8]>) {
 
 /// The names of the damaged files that a verify of the newest checkpoint names.
 fn found(files: &SimFiles) -> Vec<String> {
-    let chosen = Chosen::find_in(Dir::new(files.arc()), &owner().agent, Some("disk0"), "latest").unwrap();
-    chosen.all_damage(&mut |_| Ok(())).unwrap().into_iter().map(|damage| damage.file).collect()
+    let wanted = Wanted::Named(vec!["latest".into()]);
+    let request = VerifyRequest { agent: Some(owner().agent), disk: Some("disk0".into()), wanted };
+    let found = Verification::plan_in(Dir::new(files.arc()), &request).unwrap().run(GO_ON).unwrap();
+    let named = found[0].damage().map(|damage| damage.file.clone()).collect::<Vec<_>>();
+    assert_eq!(found[0].verified[0].is_sound, named.is_empty());
+    named
 }
 
 /// What a restore would write; `None` if it is refused before the first byte.

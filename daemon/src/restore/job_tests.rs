@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::tests::{GO_ON, Loop, lay, options, tree};
 use super::*;
+use crate::ids::CheckpointId;
 use crate::store::life_tests::{id, owner, version};
 
 /// Cancels when it is called for the `n`-th time.
@@ -149,40 +150,41 @@ fn an_open_file_is_empty_again_after_damage() {
     assert_eq!(fs::metadata(&path).unwrap().len(), 0);
 }
 
-fn verify(dir: &Path, checkpoint: &str) -> Result<VerifyReport, RestoreError> {
-    verify_checkpoint(&dir.join("data"), &owner().agent, Some("sda"), checkpoint, GO_ON)
+fn request(checkpoint: &str) -> VerifyRequest {
+    let wanted = Wanted::Named(vec![checkpoint.to_owned()]);
+    VerifyRequest { agent: Some(owner().agent), disk: Some("sda".into()), wanted }
+}
+
+/// What a verify of one checkpoint finds: which it was, whether it is sound, and the damaged files.
+fn verify(dir: &Path, checkpoint: &str) -> Result<(CheckpointId, bool, Vec<String>), RestoreError> {
+    let reports = Verification::plan(&dir.join("data"), &request(checkpoint))?.run(GO_ON)?;
+    let [report] = &*reports else { panic!("{reports:?}") };
+    let [verified] = &*report.verified else { panic!("{report:?}") };
+    Ok((verified.id, verified.is_sound, report.damage().map(|damage| damage.file.clone()).collect()))
 }
 
 #[test]
 fn a_verify_finds_what_a_restore_finds() {
     let mut tree = tree();
     let dir = lay(&tree);
-    let sound = |n: usize| VerifyReport {
-        disk: owner().disk,
-        checkpoint: id(n),
-        damage: Vec::new(),
-        unreadable_blocks: 0,
-        unreadable_sectors: String::new(),
-    };
+    let sound = |n: usize| (id(n), true, Vec::new());
     assert_eq!(verify(dir.path(), "latest").unwrap(), sound(3));
     assert_eq!(verify(dir.path(), &id(1).to_string()).unwrap(), sound(1));
     assert_eq!(verify(dir.path(), "203011212034").unwrap_err().kind(), ProblemKind::NoSuchCheckpoint);
     assert_eq!(verify(dir.path(), "newest").unwrap_err().kind(), ProblemKind::InvalidArgument);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is written");
 
+    let name = |n: usize| owner().bak(id(n)).display().to_string();
     tree.get_mut(&owner().bak(id(3))).unwrap()[1500] ^= 1;
     tree.get_mut(&owner().bak(id(2))).unwrap()[1500] ^= 1;
     let damaged = lay(&tree);
-    let report = verify(damaged.path(), "latest").unwrap();
-    assert_eq!((report.checkpoint, report.damage.len()), (id(3), 2));
+    assert_eq!(verify(damaged.path(), "latest").unwrap(), (id(3), false, vec![name(2), name(3)]));
     assert_eq!(verify(damaged.path(), &id(1).to_string()).unwrap(), sound(1));
 
     // A chain that breaks: the checkpoints behind are known by name, and the break is the damage.
     tree.remove(&owner().bak(id(1)));
     let broken = lay(&tree);
-    let report = verify(broken.path(), "latest").unwrap();
-    let name = owner().bak(id(1)).display().to_string();
-    assert!(report.checkpoint == id(3) && report.damage.iter().any(|d| d.file == name), "{report:?}");
+    assert_eq!(verify(broken.path(), "latest").unwrap(), (id(3), false, vec![name(1)]));
     assert_eq!(verify(broken.path(), &id(0).to_string()).unwrap(), sound(0));
 }
 
@@ -195,10 +197,11 @@ fn a_verify_can_be_canceled_also_within_one_file() {
         ControlFlow::Continue(())
     };
     let data = dir.path().join("data");
-    verify_checkpoint(&data, &owner().agent, None, "latest", &count).unwrap();
+    let all = Verification::plan(&data, &request("latest")).unwrap();
+    all.run(&count).unwrap();
     assert!(looks.get() > 12, "more often than once a file: {}", looks.get());
     for n in 1..=looks.get() {
-        let error = verify_checkpoint(&data, &owner().agent, None, "latest", &cancel_at(n)).unwrap_err();
+        let error = all.run(&cancel_at(n)).unwrap_err();
         assert_eq!(error.kind(), ProblemKind::Canceled);
     }
 }

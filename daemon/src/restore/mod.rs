@@ -7,19 +7,23 @@
 pub mod verify;
 
 pub(crate) use chosen::Chosen;
-pub use chosen::{Opened, VerifyReport, open, verify_checkpoint};
+pub use chosen::{Opened, open};
 pub use output::{RestoreOptions, RestoreReport, restore};
+pub use several::{DiskReport, DiskSummary, Verification, Verified, VerifyRequest, Wanted};
 pub use show::{ShowRow, show};
 pub use target::Output;
 pub(crate) use target::Target;
 
 mod chosen;
 #[cfg(test)]
-mod damage_tests;
+pub(crate) mod damage_tests;
 mod find;
 #[cfg(test)]
 mod job_tests;
 mod output;
+mod several;
+#[cfg(test)]
+pub(crate) mod several_tests;
 mod show;
 mod target;
 #[cfg(test)]

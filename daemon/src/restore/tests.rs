@@ -15,10 +15,10 @@ use crate::store::simfiles::SimFiles;
 use crate::store::unreadable_tests as unreadable;
 use crate::unreadable::sectors;
 
-pub(super) type Tree = BTreeMap<PathBuf, Vec<u8>>;
+pub(crate) type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
 /// The files of a whole life, and a report in the open journal.
-pub(super) fn tree() -> Tree {
+pub(crate) fn tree() -> Tree {
     let files = SimFiles::default();
     let mut store = DiskStore::open(files.arc(), owner().agent, owner().disk).unwrap();
     live(&mut store, &mut Acks::default()).unwrap();
@@ -91,11 +91,11 @@ fn blocks_that_could_not_be_read_come_back_as_zeros_and_are_named() {
         );
         assert!(fs::read(dir.path().join("out.img")).unwrap() == unreadable::version(n), "checkpoint {n}");
         fs::remove_file(dir.path().join("out.img")).unwrap();
-        let found = verify_checkpoint(&dir.path().join("data"), &owner().agent, None, &text, GO_ON).unwrap();
-        assert_eq!(
-            (found.damage, found.unreadable_blocks as usize, found.unreadable_sectors),
-            (vec![], bad.len(), named)
-        );
+        let wanted = Wanted::Named(vec![text.clone()]);
+        let request = VerifyRequest { agent: Some(owner().agent), disk: None, wanted };
+        let found = Verification::plan(&dir.path().join("data"), &request).unwrap().run(GO_ON).unwrap();
+        let Verified { is_sound, unreadable_blocks, unreadable_sectors, .. } = &found[0].verified[0];
+        assert_eq!((*is_sound, *unreadable_blocks as usize, unreadable_sectors), (true, bad.len(), &named));
         let rows = show(&dir.path().join("data"), &owner().agent, None, None, None).unwrap();
         assert_eq!(rows[n].unreadable_blocks as usize, bad.len());
     }

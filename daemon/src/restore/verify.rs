@@ -5,7 +5,8 @@
 
 use super::RestoreError;
 use crate::bitmap::{BlockSet, Extent};
-use crate::checkpoint::chain::{Chain, Member};
+use crate::checkpoint::chain::{self, Chain, Member};
+use crate::geometry::Geometry;
 use crate::hash::BlockHash;
 use crate::store::handle::{Dir, Handle};
 use crate::store::layers::Layers;
@@ -49,27 +50,115 @@ pub fn verify(
     count: usize,
     tick: Tick<'_>,
 ) -> Result<Vec<Damage>, RestoreError> {
-    let mut v = Verifier { dir, owner, damage: Vec::new() };
-    let members = chain.members.iter().take(count);
-    for (i, member) in members.enumerate() {
-        let found = if i == 0 { v.base(member, tick) } else { v.delta(member, tick) };
-        let blocks = v.note(found)?.flatten();
-        let found = v.journal(member, blocks.as_ref());
-        v.note(found)?;
+    Ok(verify_each(dir, owner, chain, count, tick)?.concat())
+}
+
+/// The same, and what is damaged of each member by itself.
+///
+/// # Errors
+/// Io, and what `tick` says; damage is the answer.
+pub fn verify_each(
+    dir: &Dir,
+    owner: &Paths,
+    chain: &Chain,
+    count: usize,
+    tick: Tick<'_>,
+) -> Result<Vec<Vec<Damage>>, RestoreError> {
+    let mut each = Vec::new();
+    for (i, member) in chain.members.iter().take(count).enumerate() {
+        each.push(match i {
+            0 => verify_base(dir, owner, member, tick)?,
+            _ => verify_delta(dir, owner, member, tick)?,
+        });
         tick(0)?;
     }
+    Ok(each)
+}
+
+/// The same, once more if a commit changed the files meanwhile.
+///
+/// # Errors
+/// Io, and what `tick` says; damage is the answer.
+pub fn verify_settled(
+    dir: &Dir,
+    owner: &Paths,
+    chain: &Chain,
+    count: usize,
+    tick: Tick<'_>,
+) -> Result<Vec<Vec<Damage>>, RestoreError> {
+    let found = verify_each(dir, owner, chain, count, tick)?;
+    if found.iter().all(Vec::is_empty) {
+        return Ok(found);
+    }
+    let again = chain::load(dir, owner)?;
+    let moved = again.newest().map(|m| m.link) != chain.newest().map(|m| m.link);
+    if moved { verify_each(dir, owner, &again, count, tick) } else { Ok(found) }
+}
+
+/// Verifies what a base consists of: image, hashes and journal.
+fn verify_base(
+    dir: &Dir,
+    owner: &Paths,
+    member: &Member,
+    tick: Tick<'_>,
+) -> Result<Vec<Damage>, RestoreError> {
+    let mut v = Verifier { dir, owner, damage: Vec::new() };
+    let opened = BaseCheck::open(dir, owner, member, 0, tick);
+    if let Some((mut check, wrong_size)) = v.note(opened)? {
+        v.damage.extend(wrong_size);
+        let found = check.groups(u64::MAX, tick);
+        if let Some(found) = v.note(found)? {
+            v.damage.extend(found);
+            v.damage.extend(check.finish());
+        }
+    }
+    v.damage.extend(verify_base_journal(dir, owner, member)?);
     Ok(v.damage)
 }
 
-/// Damage of the open journal, on which no checkpoint rests: the next one will.
+/// Verifies the journal of a base.
+///
+/// # Errors
+/// Io; damage is the answer.
+pub fn verify_base_journal(dir: &Dir, owner: &Paths, member: &Member) -> Result<Vec<Damage>, RestoreError> {
+    let mut v = Verifier { dir, owner, damage: Vec::new() };
+    let found = v.journal(member, None);
+    v.note(found)?;
+    Ok(v.damage)
+}
+
+/// Verifies what a delta consists of: the `.bak` and its journal. `tick` hears of the bytes of the former.
+///
+/// # Errors
+/// Io, and what `tick` says; damage is the answer.
+pub fn verify_delta(
+    dir: &Dir,
+    owner: &Paths,
+    member: &Member,
+    tick: Tick<'_>,
+) -> Result<Vec<Damage>, RestoreError> {
+    let mut v = Verifier { dir, owner, damage: Vec::new() };
+    let found = v.delta(member, tick);
+    let blocks = v.note(found)?.flatten();
+    let found = v.journal(member, blocks.as_ref());
+    v.note(found)?;
+    Ok(v.damage)
+}
+
+/// Damage of the open journal, on which no checkpoint rests: the next one will. Looks once more if there seems to be some: a
+/// commit meanwhile begins another one.
 ///
 /// # Errors
 /// Io; damage is the answer.
 pub fn verify_open_journal(dir: &Dir, owner: &Paths, chain: &Chain) -> Result<Vec<Damage>, RestoreError> {
-    let mut v = Verifier { dir, owner, damage: Vec::new() };
-    let found = v.open_journal(chain);
-    v.note(found)?;
-    Ok(v.damage)
+    let look = |chain: &Chain| {
+        let mut v = Verifier { dir, owner, damage: Vec::new() };
+        let found = v.open_journal(chain);
+        v.note(found)?;
+        Ok(v.damage)
+    };
+    let found = look(chain)?;
+    if found.is_empty() { Ok(found) } else { look(&chain::load(dir, owner)?) }
 }
 
 /// The disk as of the last of the first `count` members.
@@ -103,47 +192,6 @@ impl Verifier<'_> {
         }
     }
 
-    fn add(&mut self, file: &Handle, what: &str, blocks: &BlockSet) {
-        let blocks: Vec<Extent> = blocks.extents(u64::MAX).collect();
-        self.damage.push(Damage { file: file.name(), what: what.to_owned(), blocks });
-    }
-
-    fn base(&mut self, member: &Member, tick: Tick<'_>) -> Result<Option<BlockSet>, RestoreError> {
-        let (id, geometry) = (member.checkpoint.id, member.checkpoint.geometry);
-        let img = self.dir.open(&self.owner.img(id), false)?;
-        let sum = self.dir.open(&self.owner.sum(id), false)?;
-        if img.len()? != geometry.size_bytes() {
-            let found =
-                img.damaged(format!("it has {} bytes, the disk {}", img.len()?, geometry.size_bytes()));
-            self.note::<(), _>(Err(found))?;
-        }
-        if sum.len()? != sum::file_bytes(geometry) {
-            let what = format!("it has {} bytes, not {}", sum.len()?, sum::file_bytes(geometry));
-            return Err(sum.damaged(what).into());
-        }
-        let (mut bad_img, mut bad_sum) = (BlockSet::new(), BlockSet::new());
-        let mut hasher = blake3::Hasher::new();
-        for group in 0..geometry.groups() {
-            let (first, count) = geometry.group_extent(group);
-            let record = sum::read_record(&sum, geometry, group)?;
-            hasher.update(&record);
-            match sum::decode(geometry, group, &record) {
-                Some(hashes) => bad_blocks(&img, member, group, &hashes, &mut bad_img)?,
-                None => bad_sum.insert(Extent { first, count }),
-            }
-            tick(geometry.range(first, count).1)?;
-        }
-        if !bad_img.is_empty() {
-            self.add(&img, "blocks do not have their hash", &bad_img);
-        }
-        if !bad_sum.is_empty() {
-            self.add(&sum, "the hashes of groups do not have their digest", &bad_sum);
-        } else if *hasher.finalize().as_bytes() != member.header.content {
-            return Err(sum.damaged("its records are not those it was sealed with").into());
-        }
-        Ok(None)
-    }
-
     fn delta(&mut self, member: &Member, tick: Tick<'_>) -> Result<Option<BlockSet>, RestoreError> {
         let file = self.dir.open(&self.owner.bak(member.checkpoint.id), false)?;
         let mut left = file.len()?;
@@ -163,7 +211,7 @@ impl Verifier<'_> {
             return Err(e);
         }
         let blocks = self.bad_records(&file, member, tick)?;
-        self.add(&file, "its content is not what it was sealed with", &blocks);
+        self.damage.push(damaged(&file, "its content is not what it was sealed with", &blocks));
         Ok(None)
     }
 
@@ -203,7 +251,8 @@ impl Verifier<'_> {
             left.subtract(delta);
             if !left.is_empty() {
                 let delta_file = self.dir.open(&self.owner.bak(id), false)?;
-                self.add(&delta_file, "blocks that were reported changed are not in it", &left);
+                let what = "blocks that were reported changed are not in it";
+                self.damage.push(damaged(&delta_file, what, &left));
             }
         }
         Ok(())
@@ -219,14 +268,118 @@ impl Verifier<'_> {
     }
 }
 
+fn damaged(file: &Handle, what: &str, blocks: &BlockSet) -> Damage {
+    Damage { file: file.name(), what: what.to_owned(), blocks: blocks.extents(u64::MAX).collect() }
+}
+
+/// A base image and its hashes, looked at in groups from the first one to the last.
+pub struct BaseCheck {
+    geometry: Geometry,
+    img: Handle,
+    sum: Handle,
+    /// What the records are to hash to, and do so far.
+    content: [u8; 32],
+    hasher: blake3::Hasher,
+    sum_is_whole: bool,
+    next: u64,
+}
+
+impl BaseCheck {
+    /// Begins at a group; the hashes of those before are read (`tick` hears of their bytes), and not looked at. Gives the
+    /// damage that shows already.
+    ///
+    /// # Errors
+    /// Damaged if nothing can be looked at; Io; what `tick` says.
+    pub fn open(
+        dir: &Dir,
+        owner: &Paths,
+        member: &Member,
+        from_group: u64,
+        tick: Tick<'_>,
+    ) -> Result<(Self, Option<Damage>), RestoreError> {
+        let (id, geometry) = (member.checkpoint.id, member.checkpoint.geometry);
+        let img = dir.open(&owner.img(id), false)?;
+        let sum = dir.open(&owner.sum(id), false)?;
+        let (img_bytes, sum_bytes) = (img.len()?, sum.len()?);
+        let wrong_size = (img_bytes != geometry.size_bytes()).then(|| {
+            let what = format!("it has {img_bytes} bytes, the disk {}", geometry.size_bytes());
+            Damage::new(img.name(), what)
+        });
+        if sum_bytes != sum::file_bytes(geometry) {
+            let what = format!("it has {sum_bytes} bytes, not {}", sum::file_bytes(geometry));
+            let damage = wrong_size.into_iter().chain([Damage::new(sum.name(), what)]);
+            return Err(RestoreError::Damaged(damage.collect()));
+        }
+        let mut hasher = blake3::Hasher::new();
+        for group in 0..from_group.min(geometry.groups()) {
+            hasher.update(&sum::read_record(&sum, geometry, group)?);
+            tick(sum::record_bytes(geometry))?;
+        }
+        let content = member.header.content;
+        Ok((Self { geometry, img, sum, content, hasher, sum_is_whole: true, next: from_group }, wrong_size))
+    }
+
+    /// Looks at the next `count` groups, as far as there are so many. `tick` hears of the bytes of the image.
+    ///
+    /// # Errors
+    /// Damaged if the hashes cannot be looked at; Io; what `tick` says.
+    pub fn groups(&mut self, count: u64, tick: Tick<'_>) -> Result<Vec<Damage>, RestoreError> {
+        let geometry = self.geometry;
+        let (mut bad_img, mut bad_sum) = (BlockSet::new(), BlockSet::new());
+        let end = self.next.saturating_add(count).min(geometry.groups());
+        for group in self.next..end {
+            let (first, count) = geometry.group_extent(group);
+            let record = sum::read_record(&self.sum, geometry, group)?;
+            self.hasher.update(&record);
+            match sum::decode(geometry, group, &record) {
+                Some(hashes) => bad_blocks(&self.img, geometry, group, &hashes, &mut bad_img)?,
+                None => bad_sum.insert(Extent { first, count }),
+            }
+            self.next = group + 1;
+            tick(geometry.range(first, count).1)?;
+        }
+        let mut found = Vec::new();
+        if !bad_img.is_empty() {
+            found.push(damaged(&self.img, "blocks do not have their hash", &bad_img));
+        }
+        if !bad_sum.is_empty() {
+            self.sum_is_whole = false;
+            found.push(damaged(&self.sum, "the hashes of groups do not have their digest", &bad_sum));
+        }
+        Ok(found)
+    }
+
+    /// The group that is looked at next.
+    pub fn next_group(&self) -> u64 {
+        self.next
+    }
+
+    /// Leaves out a group that cannot be looked at.
+    pub fn skip(&mut self) {
+        self.next += 1;
+        self.sum_is_whole = false;
+    }
+
+    /// Whether all groups were looked at.
+    pub fn is_done(&self) -> bool {
+        self.next >= self.geometry.groups()
+    }
+
+    /// What only shows when all were: whether the hashes are those that were sealed.
+    pub fn finish(self) -> Option<Damage> {
+        let differ = *self.hasher.finalize().as_bytes() != self.content;
+        (self.sum_is_whole && differ)
+            .then(|| Damage::new(self.sum.name(), "its records are not those it was sealed with"))
+    }
+}
+
 fn bad_blocks(
     img: &Handle,
-    member: &Member,
+    geometry: Geometry,
     group: u64,
     hashes: &[BlockHash],
     bad: &mut BlockSet,
 ) -> Result<(), StoreError> {
-    let geometry = member.checkpoint.geometry;
     let (first, count) = geometry.group_extent(group);
     let (offset, len) = geometry.range(first, count);
     let readable = img.len()?.saturating_sub(offset).min(len);

@@ -62,6 +62,11 @@ pub enum KeyError {
         /// The agent.
         agent: AgentId,
     },
+    /// It is made by something else than enrolling: NixOS keeps what its configuration says in a place nobody writes.
+    #[error(
+        "{0} is on a read-only file system: give a new file as --agents-file, and add the line it gets where this one is made"
+    )]
+    ReadOnly(PathBuf),
     /// No random numbers.
     #[error("the kernel gives no random numbers: {0}")]
     Random(#[from] getrandom::Error),
@@ -244,7 +249,10 @@ pub fn enroll(agents_file: &Path, key: &AgentKey, may_restore: bool) -> Result<(
         text.push_str(&format!("{} blake3:{}{word}\n", key.agent, hex(&hash_secret(&key.secret))));
         write_private(agents_file, text.as_bytes())
     };
-    write().map_err(|source| KeyError::File { path: agents_file.to_owned(), source })
+    write().map_err(|source| match source.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => KeyError::ReadOnly(agents_file.to_owned()),
+        _ => KeyError::File { path: agents_file.to_owned(), source },
+    })
 }
 
 /// Replaces a file whole and durably, readable by its owner and group only: a reader, and a crash, sees the old one or the new.
@@ -332,6 +340,16 @@ mod tests {
         assert!(!agents.accepts(&"agent2".parse().unwrap(), &one.secret));
         assert!(!fs::read_to_string(&file).unwrap().contains(&one.secret.to_hex()), "only a hash is kept");
         assert!(!format!("{one:?}").contains(&one.secret.to_hex()), "a secret is never printed");
+    }
+
+    /// Configurations of NixOS hold such hashes; this one is in nix/tests.
+    #[test]
+    fn the_hash_of_a_key_stays_what_it_is() {
+        let secret = Secret::from_hex(&"07".repeat(32)).unwrap();
+        assert_eq!(
+            hex(&hash_secret(&secret)),
+            "64c5e710067099a23bc9a34b4a944e90fd5eec4788ddfc3c6bb7a8e0a7c6ba69"
+        );
     }
 
     #[test]

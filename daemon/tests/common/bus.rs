@@ -6,8 +6,8 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 
-use blxrep_dbus::proxy::{Details, JobProxy, ManagerProxy, Options};
-use blxrep_dbus::{BUS_NAME_DISPATCHER, job_path};
+use blxrep_dbus::proxy::{Details, DiskProxy, JobProxy, ManagerProxy, Options};
+use blxrep_dbus::{BUS_NAME_DISPATCHER, disk_path, job_path};
 use futures_util::StreamExt;
 use zbus::proxy::CacheProperties;
 
@@ -51,7 +51,15 @@ impl Bus {
     /// The dispatcher's manager.
     pub async fn dispatcher(&self) -> ManagerProxy<'static> {
         let bus = zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap();
-        ManagerProxy::builder(&bus).destination(BUS_NAME_DISPATCHER).build().await.unwrap()
+        let manager = ManagerProxy::builder(&bus).destination(BUS_NAME_DISPATCHER);
+        manager.cache_properties(CacheProperties::No).build().await.unwrap()
+    }
+
+    /// A disk of the dispatcher.
+    pub async fn disk(&self, agent: &str, disk: &str) -> DiskProxy<'static> {
+        let bus = zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap();
+        let disk = DiskProxy::builder(&bus).destination(BUS_NAME_DISPATCHER).path(disk_path(agent, disk));
+        disk.cache_properties(CacheProperties::No).build().await.unwrap()
     }
 
     /// Bytes done and in all of job 1 and later ones: of the first that runs.

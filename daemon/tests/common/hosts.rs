@@ -337,14 +337,15 @@ impl Pair {
         plug(&dispatcher.netns, &agent.netns);
         dispatcher.boot();
         agent.boot();
-        let mut pair = Self { dispatcher, agent, root, data, shared, _janitor: janitor };
+        let pair = Self { dispatcher, agent, root, data, shared, _janitor: janitor };
         pair.install();
+        pair.mount_data();
         eprintln!("{name}: both hosts are up after {:.1} s", began.elapsed().as_secs_f64());
         pair
     }
 
-    /// As a package would.
-    fn install(&mut self) {
+    /// As a package would. What runs is replaced under its feet, and runs on until it is restarted.
+    pub fn install(&self) {
         let tree = format!("{}/..", env!("CARGO_MANIFEST_DIR"));
         let stage = self.shared.join("stage");
         let mut make = Command::new("make");
@@ -356,12 +357,13 @@ impl Pair {
             run("strip", &["--strip-debug", stage.join("usr/bin").join(program).to_str().unwrap()]);
         }
         for host in [&self.dispatcher, &self.agent] {
-            host.run("cp -a --no-preserve=ownership /shared/stage/. / && systemd-sysusers");
+            host.run(
+                "cp -a --no-preserve=ownership --remove-destination /shared/stage/. / && systemd-sysusers",
+            );
             host.run("systemd-tmpfiles --create blxrep.conf && systemctl daemon-reload");
             host.run("systemctl reload dbus");
         }
         fs::remove_dir_all(stage).unwrap();
-        self.mount_data();
     }
 
     /// What README tells a new user to do, but for starting the services.

@@ -209,4 +209,11 @@ fn damage_is_found(pair: &Pair) {
         "{entry}"
     );
     assert!(entry["CHECKPOINT"].is_string(), "{entry}");
+    let status = dispatcher.try_run("blxctl status --json");
+    assert_eq!(status.status.code(), Some(6), "damage needs attention");
+    let status = json(&String::from_utf8_lossy(&status.stdout));
+    let disks = status["daemons"][0]["disks"].as_array().unwrap();
+    let root = disks.iter().find(|disk| disk["disk"] == pair.root.name.as_str()).unwrap();
+    assert!(root["damage"][0].as_str().unwrap().contains(".img") && root["protected"] == false, "{root}");
+    assert_eq!(status["daemons"][0]["scrub"]["damaged"], 1, "{status}");
 }

@@ -21,4 +21,5 @@ mod pause;
 mod postgres;
 mod reboot;
 mod services;
+mod upgrade;
 mod watchdog;

@@ -15,7 +15,7 @@ use crate::wire::message::Plan;
 const LIFE: Epoch = Epoch([7; 16]);
 
 /// A disk and its session; its dispatcher acknowledges nothing.
-struct Side {
+pub(super) struct Side {
     session: DiskSession,
     disk: Vec<u8>,
     bad: BlockSet,
@@ -24,8 +24,8 @@ struct Side {
     /// The next final pass takes too long.
     slow: bool,
     /// Everything that was done, in order.
-    done: Vec<String>,
-    sent: Vec<Run>,
+    pub(super) done: Vec<String>,
+    pub(super) sent: Vec<Run>,
 }
 
 fn set(blocks: &[(u64, u64)]) -> BlockSet {
@@ -38,7 +38,7 @@ fn geometry() -> Geometry {
 
 impl Side {
     /// A disk that is attached, of which the dispatcher has these blocks as unreadable.
-    fn attached(plan: Plan, known: &[(u64, u64)]) -> Self {
+    pub(super) fn attached(plan: Plan, known: &[(u64, u64)]) -> Self {
         let disk = vec![1; geometry().size_bytes() as usize];
         let session = DiskSession::new(geometry(), "sdx".into(), 8 << 20);
         let (bad, live) = (BlockSet::new(), BlockSet::new());
@@ -67,18 +67,18 @@ impl Side {
         self.input(Input::Message(Endpoint::Live, DiskDown::Committed { id }));
     }
 
-    fn input(&mut self, input: Input) {
+    pub(super) fn input(&mut self, input: Input) {
         self.session.handle(input);
         self.settle();
     }
 
-    fn sync(&mut self) {
+    pub(super) fn sync(&mut self) {
         (self.done, self.sent) = (Vec::new(), Vec::new());
         self.input(Input::SyncOrdered);
     }
 
     /// Does all there is to do.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         while let Some(action) = self.session.poll() {
             let input = match action {
                 Action::SendData { run, .. } => {

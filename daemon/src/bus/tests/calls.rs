@@ -41,7 +41,7 @@ async fn every_method_reaches_the_role_with_what_was_asked_for() {
         "set_paused web1 Some(\"sda\") true",
         "set_paused web1 Some(\"sda\") false",
         "sync web1 Some(\"sda\") false",
-        "verify web1 Some(\"sda\") latest",
+        "verify web1 Some(\"sda\") Named([\"latest\"])",
         "accept web1 Some(\"sda\")",
         "record_boot web1 Some(\"sda\") latest passed",
     ];
@@ -66,7 +66,15 @@ async fn every_method_reaches_the_role_with_what_was_asked_for() {
     let options = Options::from([("start", "202611212034".into()), ("end", "202611212035".into())]);
     manager.show("", options).await.unwrap();
     manager.sync("web1", Options::from([("compare", true.into())])).await.unwrap();
-    let asked = ["show  None Some(202611212034) Some(202611212035)", "sync web1 None true"];
+    let options = Options::from([("checkpoints", vec!["a", "b"].into())]);
+    manager.verify("web1", "", options).await.unwrap();
+    manager.verify("", "", none()).await.unwrap();
+    let asked = [
+        "show  None Some(202611212034) Some(202611212035)",
+        "sync web1 None true",
+        "verify web1 None Named([\"a\", \"b\"])",
+        "verify  None Between(None, None)",
+    ];
     assert_eq!(world.fake.take(), asked);
 }
 
@@ -209,6 +217,9 @@ async fn a_role_that_breaks_off_is_an_error_and_not_silence() {
         fn disks(&self) -> Vec<DiskStatus> {
             Vec::new()
         }
+        fn scrub(&self) -> Option<ScrubStatus> {
+            None
+        }
         fn show(&self, _: &Which, _: Option<u64>, _: Option<u64>) -> Result<Vec<ShowRow>, Problem> {
             panic!("on purpose")
         }
@@ -224,7 +235,7 @@ async fn a_role_that_breaks_off_is_an_error_and_not_silence() {
         fn restore(&self, _: RestoreRequest) -> Result<Planned, Problem> {
             panic!("on purpose")
         }
-        fn verify(&self, _: &Which, _: &str) -> Result<Planned, Problem> {
+        fn verify(&self, _: VerifyRequest) -> Result<Planned, Problem> {
             panic!("on purpose")
         }
         fn record_boot(&self, _: &Which, _: &str, _: &BootTest) -> Result<(), Problem> {

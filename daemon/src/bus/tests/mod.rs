@@ -32,8 +32,9 @@ use super::manager::{Manager, named};
 use super::{serve, set_up};
 use crate::boot_test::BootTest;
 use crate::checkpoint::Consistency;
+use crate::dispatcher::scrub::{Course, LastPass, ScrubStatus};
 use crate::ids::{AgentId, DiskId};
-use crate::restore::ShowRow;
+use crate::restore::{ShowRow, VerifyRequest};
 use crate::status::{AgentStatus, CheckpointAdded, DiskStatus, Newest};
 
 /// Any bus is named so; peer to peer, nobody looks at it.
@@ -128,6 +129,15 @@ impl Control for Fake {
         self.disks.lock().unwrap().clone()
     }
 
+    fn scrub(&self) -> Option<ScrubStatus> {
+        Some(ScrubStatus {
+            every: Some(Duration::from_secs(60)),
+            course: Some(Course { began_unix_ms: 5, total_bytes: 400, done_bytes: 100 }),
+            last: Some(LastPass { began_unix_ms: 1, ended_unix_ms: 2 }),
+            damaged: 3,
+        })
+    }
+
     fn show(&self, which: &Which, start: Option<u64>, end: Option<u64>) -> Result<Vec<ShowRow>, Problem> {
         self.note(format!("show {} {:?} {start:?} {end:?}", which.agent, which.disk))?;
         Ok(vec![row()])
@@ -165,9 +175,11 @@ impl Control for Fake {
         Ok(self.plan(&which, &checkpoint, target))
     }
 
-    fn verify(&self, which: &Which, checkpoint: &str) -> Result<Planned, Problem> {
-        self.note(format!("verify {} {:?} {checkpoint}", which.agent, which.disk))?;
-        Ok(self.plan(which, checkpoint, ""))
+    fn verify(&self, request: VerifyRequest) -> Result<Planned, Problem> {
+        let VerifyRequest { agent, disk, wanted } = request;
+        let agent = agent.map_or_else(String::new, |agent| agent.to_string());
+        self.note(format!("verify {agent} {disk:?} {wanted:?}"))?;
+        Ok(self.plan(&Which { agent, disk }, "", ""))
     }
 
     fn record_boot(&self, which: &Which, checkpoint: &str, test: &BootTest) -> Result<(), Problem> {
@@ -221,6 +233,7 @@ fn disk(id: &str) -> DiskStatus {
         }),
         sync_every: Some(Duration::from_secs(60)),
         last_error: None,
+        damage: Vec::new(),
     }
 }
 

@@ -1,0 +1,23 @@
+# Two machines: a dispatcher, and an agent with a disk that is not its root. Nothing is enrolled yet, and the agent waits for its key.
+{
+  nodes.dispatcher = { pkgs, ... }: {
+    environment.systemPackages = [ pkgs.jq ];
+    # Room for what the writers make of it, in MiB.
+    virtualisation.diskSize = 4096;
+    services.blxrep.dispatcher = {
+      enable = true;
+      openFirewall = true;
+      settings.sync-freq = "5s";
+    };
+  };
+
+  nodes.agent = {
+    imports = [ ./agent.nix ];
+    # /dev/vdb, in MiB.
+    virtualisation.emptyDiskImages = [ 128 ];
+    services.blxrep.agent.settings = {
+      dispatcher-addr = "dispatcher:8080";
+      device = "/dev/vdb";
+    };
+  };
+}
