@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use blxrep_dbus::proxy::Options;
 use blxrep_dbus::words::{JobType, Role};
@@ -11,7 +11,9 @@ use nix::unistd::{Uid, User};
 use serde_json::{Value, json};
 use zbus::wire::{Fd, ObjectPath, OwnedObjectPath};
 
-use crate::cli::{Cli, Command, Disks, Several, Wait, Which};
+use crate::boot;
+use crate::boot::console::Awaited;
+use crate::cli::{Cli, Command, Disks, Several, Start, Wait, Which};
 use crate::connect::{self, Daemon, Objects};
 use crate::failure::{Exit, Failure, error_name};
 use crate::job::{self, Plan, Stop};
@@ -33,7 +35,11 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Disks { agent } => disks(&daemon, agent.as_deref(), json).await,
         Command::Show { disks, start, end } => checkpoints(&daemon, disks, [start, end], json).await,
         Command::Restore { which, target, wait } => restore(&daemon, which, target, &wait, json).await,
-        Command::Verify { which, wait } => verify(&daemon, which, &wait, json).await,
+        Command::Verify { which, start, .. } if start.boot => prove(&daemon, which, start, json).await,
+        Command::Verify { which, wait, .. } => verify(&daemon, which, &wait, json).await,
+        Command::Boot { agent, checkpoint, disk, qemu } => {
+            boot::run(&daemon, boot::Request { agent, checkpoint, disk, qemu }).await
+        }
         Command::Sync { disks, compare, wait } => sync(&daemon, disks, compare, &wait, json).await,
         Command::Accept { agent, disk } => accept(&daemon, &agent, disk, json).await,
         Command::Pause(disks) => pause(&daemon, disks, true, json).await,
@@ -163,6 +169,21 @@ async fn verify(daemon: &Daemon, which: Several, wait: &Wait, json: bool) -> Res
     let begin = manager.verify(&agent, one.as_deref().unwrap_or_default(), options);
     let plan = Plan { job_type: JobType::Verify, agent: &agent, action: ACTION_CHECKPOINT, json };
     begin_and_end(daemon, &plan, begin, wait).await
+}
+
+async fn prove(daemon: &Daemon, which: Several, start: Start, json: bool) -> Result<(), Failure> {
+    let Several { agent, disk, mut checkpoint, .. } = which;
+    if checkpoint.len() > 1 {
+        return Err(Failure::usage("--boot takes one checkpoint"));
+    }
+    let agent = daemon.agent(agent).await?;
+    let checkpoint = checkpoint.pop().unwrap_or_else(|| "latest".to_owned());
+    let awaited = if start.probe { Awaited::Probe } else { Awaited::Login };
+    let wanted = boot::Wanted { awaited, time: Duration::from_secs(start.boot_timeout) };
+    let request = boot::Request { agent, checkpoint, disk, qemu: start.qemu };
+    let proof = boot::prove(daemon, request, wanted).await?;
+    show(json, || proof.json(), || proof.text())?;
+    proof.failure().map_or(Ok(()), Err)
 }
 
 async fn sync(daemon: &Daemon, disks: Disks, compare: bool, wait: &Wait, json: bool) -> Result<(), Failure> {

@@ -162,7 +162,7 @@ fn with_notes(table: &str, notes: impl Iterator<Item = String>) -> String {
     table.lines().zip(std::iter::once(String::new()).chain(notes)).map(with_note).collect()
 }
 
-/// Checkpoints, each followed by what it lacks and its note.
+/// Checkpoints, each followed by what it lacks, whether it boots, and its note.
 pub(crate) fn checkpoints(checkpoints: &[Checkpoint], now_usec: u64) -> String {
     if checkpoints.is_empty() {
         return "no checkpoints\n".to_owned();
@@ -189,12 +189,18 @@ pub(crate) fn checkpoints(checkpoints: &[Checkpoint], now_usec: u64) -> String {
             bytes(checkpoint.stored_bytes),
         ]
     };
-    let lacks = |c: &Checkpoint| match (c.unreadable_blocks, &*c.note) {
-        (0, note) => note.to_owned(),
-        (blocks, "") => format!("zeros for {blocks} blocks that could not be read"),
-        (blocks, note) => format!("zeros for {blocks} blocks that could not be read\n    {note}"),
+    let said = |c: &Checkpoint| {
+        let lacks = (c.unreadable_blocks > 0)
+            .then(|| format!("zeros for {} blocks that could not be read", c.unreadable_blocks));
+        let boots = match &*c.boot {
+            "" => None,
+            "passed" => Some(format!("boots, as seen {}", c.boot_time)),
+            _ => Some(format!("does not boot, as seen {}", c.boot_time)),
+        };
+        let note = (!c.note.is_empty()).then(|| c.note.clone());
+        lacks.into_iter().chain(boots).chain(note).collect::<Vec<_>>().join("\n    ")
     };
-    with_notes(&table(&headings, checkpoints.iter().map(row).collect()), checkpoints.iter().map(lacks))
+    with_notes(&table(&headings, checkpoints.iter().map(row).collect()), checkpoints.iter().map(said))
 }
 
 /// What a verify of several checkpoints found, by disk.
