@@ -31,6 +31,8 @@ use crate::failure::{Exit, Failure};
 use crate::job::Stop;
 use crate::model::{Checkpoint, text};
 
+/// Where the files for what the machine writes are: they may get large.
+const OVERLAYS: &str = "/var/tmp";
 /// How long QEMU may take to end when it is asked to.
 const END_MAX: Duration = Duration::from_secs(5);
 /// How long is read on when it is known how a start ended: the next lines say more.
@@ -133,7 +135,7 @@ impl<'a> Exported<'a> {
     ) -> Result<(String, String), Failure> {
         let socket = self.dir.path().join(format!("{}.sock", self.drives.len()));
         let listener = UnixListener::bind(&socket).map_err(|e| cannot("make a socket", &e))?;
-        let overlay = tempfile::tempfile().map_err(|e| cannot("make a temporary file", &e))?;
+        let overlay = tempfile::tempfile_in(OVERLAYS).map_err(|e| cannot("make a temporary file", &e))?;
         let target = socket.display().to_string();
         let mut options = Options::from([
             ("overlay", Fd::from(overlay.as_fd()).into()),

@@ -162,7 +162,7 @@ their newest checkpoint that is no newer.
 
 It starts by BIOS, with 2 CPUs, 2 GiB and KVM where there is KVM. What stands behind -- is QEMU's, and wins.
 
-Needs qemu-system-x86_64 in PATH. TMPDIR names where there is room for what the machine writes, if it is not /tmp.
+Needs qemu-system-x86_64 in PATH, and room in /var/tmp for what the machine writes.
 
 Examples:
   blxctl boot web1 latest

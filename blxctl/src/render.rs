@@ -484,6 +484,8 @@ pub(crate) mod tests {
             delta_bytes: 1 << 30,
             stored_bytes: 300 << 20,
             freeze_ms: 40,
+            boot: "passed".into(),
+            boot_time: "2026-11-22T04:00:00Z".into(),
             ..Checkpoint::default()
         };
         let fuzzy = Checkpoint {
@@ -494,13 +496,16 @@ pub(crate) mod tests {
             unreadable_blocks: 8,
             note: "/srv could not be frozen".into(),
             time: "unclear".into(),
+            boot: "failed".into(),
             ..base.clone()
         };
         assert_snapshot!(checkpoints(&[base, fuzzy], NOW), @r"
         CHECKPOINT          AGE  DEVICE  DISK              CLASS        CHANGED      STORED
         20261121203456    5 min  sda     5000c500a1b2c3d4  filesystem  1.00 GiB  300.00 MiB
+            boots, as seen 2026-11-22T04:00:00Z
         20261121203956-2      -  sda     5000c500a1b2c3d4  fuzzy       4.00 MiB    1.00 MiB
             zeros for 8 blocks that could not be read
+            does not boot, as seen 2026-11-22T04:00:00Z
             /srv could not be frozen
         ");
         assert_snapshot!(checkpoints(&[], NOW), @"no checkpoints");
