@@ -1,6 +1,7 @@
 //! What a person may type.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use blxrep_dbus::words::Role;
@@ -9,12 +10,13 @@ use clap::{Args, Parser, Subcommand};
 
 const HELP: &str = "\
 AGENT may be left out on an agent, and on a dispatcher that has only one. Commands about an agent take it as an \
-argument; restore and verify, which are about a checkpoint, take --agent. Times are in UTC.
+argument; restore and verify, which are about a checkpoint, take --agent; mount and export need it in any case. Times are in UTC.
 
 Examples:
   blxctl status                                   is every disk protected?
   blxctl show web1                                which checkpoints are there?
   blxctl restore --agent web1 latest web1.img     bring the newest one back
+  blxctl mount web1 latest /mnt/web1              look into it without that
   blxctl pause web1                               send nothing for now
 
 Exit codes:
@@ -174,6 +176,49 @@ Examples:
 JSON:
   nothing: standard output is the machine's console";
 
+const MOUNT: &str = "\
+DIR gets disk.img, and partN.img for each partition. All of it is read-only, and every block is verified when it is read; one that \
+is damaged is an input/output error, and the dispatcher's journal names the file. Needs root. The mount outlives this command: \
+'blxctl umount DIR' ends it. Canceling its job, or a stop of the dispatcher, makes every read fail, and leaves DIR to be unmounted.
+
+A checkpoint of class filesystem or application has clean journals. Of another one:
+  mount -o loop,ro,noload DIR/part1.img /mnt         ext4, without its journal
+  mount -o loop,ro,norecovery DIR/part1.img /mnt     xfs, without its log
+or export it with --writable and let the journal be replayed there.
+
+Examples:
+  blxctl mount web1 latest /mnt/web1
+  mount -o loop,ro /mnt/web1/part1.img /mnt/files
+
+JSON:
+  job, agent, disk, checkpoint, consistency, note, warnings (an array), target";
+
+const UMOUNT: &str = "\
+Needs root. What is mounted of its files must be unmounted first.
+
+Examples:
+  blxctl umount /mnt/web1
+
+JSON:
+  umounted  the directory";
+
+const EXPORT: &str = "\
+Speaks NBD, to 16 clients at most: nbdcopy, qemu-img, QEMU, nbd-client. Read-only, unless --writable: then what clients write goes into a \
+temporary file that is thrown away. A unix socket is only for you and root. Who reaches a TCP address can read the whole disk, and nothing \
+is encrypted: name an address that only the right ones reach.
+
+Goes on until Ctrl-C or 'blxctl cancel'. With --no-wait only until 'blxctl cancel', and the socket's file is left to be removed.
+
+Examples:
+  blxctl export web1 latest --socket /run/web1.sock
+  nbdcopy 'nbd+unix:///?socket=/run/web1.sock' web1.img
+  qemu-img convert -O qcow2 'nbd+unix:///?socket=/run/web1.sock' web1.qcow2
+  blxctl export web1 latest --writable --tcp 127.0.0.1:10809
+
+JSON:
+  job, agent, disk, checkpoint, consistency, note, warnings (an array), target, uri; when
+  it begins";
+
 const SYNC: &str = "\
 Canceling only ends the wait: what was ordered may still come.
 
@@ -228,7 +273,7 @@ Examples:
   blxctl jobs
 
 JSON:
-  an array  job, type (sync, restore or verify), agent, disk (null for several), checkpoint,
+  an array  job, type (sync, restore, verify, mount or export), agent, disk (null for several), checkpoint,
             target, started_by_uid, started_by, state (running or canceling), progress (0 to
             1), bytes_done, bytes_total, rate_bytes_per_s";
 
@@ -324,16 +369,38 @@ pub(crate) enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Show a checkpoint's disk and partitions as files; only on the dispatcher
+    #[command(after_long_help = MOUNT)]
+    Mount {
+        #[command(flatten)]
+        shown: Shown,
+        /// An empty directory
+        dir: PathBuf,
+    },
+    /// Unmount what 'mount' mounted
+    #[command(after_long_help = UMOUNT)]
+    Umount {
+        /// The directory
+        dir: PathBuf,
+    },
+    /// Show a checkpoint's disk as a network block device; only on the dispatcher
+    #[command(after_long_help = EXPORT)]
+    Export {
+        #[command(flatten)]
+        shown: Shown,
+        #[command(flatten)]
+        address: Address,
+        /// Let clients write, into a file in /var/tmp that is thrown away
+        #[arg(long)]
+        writable: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Start a checkpoint in QEMU, for a look or for real; only on the dispatcher
     #[command(after_long_help = BOOT)]
     Boot {
-        /// Whose checkpoint
-        agent: String,
-        /// YYYYMMDDHHMMSS, YYYYMMDDHHMM for the newest of a minute, or 'latest'
-        checkpoint: String,
-        /// The disk to boot from, its id or its device's name; needed if the agent has several
-        #[arg(long)]
-        disk: Option<String>,
+        #[command(flatten)]
+        shown: Shown,
         /// More arguments of QEMU
         #[arg(last = true)]
         qemu: Vec<OsString>,
@@ -447,6 +514,30 @@ pub(crate) struct Start {
     pub(crate) qemu: Vec<OsString>,
 }
 
+/// A checkpoint to show.
+#[derive(Debug, Args)]
+pub(crate) struct Shown {
+    /// Whose checkpoint
+    pub(crate) agent: String,
+    /// YYYYMMDDHHMMSS, YYYYMMDDHHMM for the newest of a minute, or 'latest'
+    pub(crate) checkpoint: String,
+    /// Of which disk, its id or its device's name; needed if the agent has several
+    #[arg(long)]
+    pub(crate) disk: Option<String>,
+}
+
+/// Where to listen.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Address {
+    /// Listen on a new unix socket of this name
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Listen on TCP, on this address and port only
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) tcp: Option<SocketAddr>,
+}
+
 /// Whether to wait for a job.
 #[derive(Debug, Args)]
 pub(crate) struct Wait {
@@ -526,6 +617,10 @@ mod tests {
             "blxctl verify latest -- -m 8G",
             "blxctl boot web1",
             "blxctl boot web1 latest -m 8G",
+            "blxctl mount web1 latest",
+            "blxctl export web1 latest",
+            "blxctl export web1 latest --socket /x --tcp 127.0.0.1:1",
+            "blxctl export web1 latest --tcp 10809",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -13,7 +13,7 @@ use zbus::wire::{Fd, ObjectPath, OwnedObjectPath};
 
 use crate::boot;
 use crate::boot::console::Awaited;
-use crate::cli::{Cli, Command, Disks, Several, Start, Wait, Which};
+use crate::cli::{Cli, Command, Disks, Several, Shown, Start, Wait, Which};
 use crate::connect::{self, Daemon, Objects};
 use crate::failure::{Exit, Failure, error_name};
 use crate::job::{self, Plan, Stop};
@@ -21,13 +21,17 @@ use crate::model::{Agent, Checkpoint, Disk, Job};
 use crate::output::show;
 use crate::status::Report;
 use crate::target::{self, Target};
-use crate::{render, status, watch};
+use crate::{render, serve, status, watch};
 
 /// Runs a command. The exit code is not 0 only where `status` says so.
 pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let json = cli.json;
     if matches!(cli.command, Command::Status) {
         return show_status(cli.role, json).await;
+    }
+    if let Command::Umount { dir } = cli.command {
+        serve::umount(&dir, json)?;
+        return Ok(ExitCode::SUCCESS);
     }
     let daemon = connect::daemon(cli.role).await?;
     match cli.command {
@@ -37,7 +41,12 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Restore { which, target, wait } => restore(&daemon, which, target, &wait, json).await,
         Command::Verify { which, start, .. } if start.boot => prove(&daemon, which, start, json).await,
         Command::Verify { which, wait, .. } => verify(&daemon, which, &wait, json).await,
-        Command::Boot { agent, checkpoint, disk, qemu } => {
+        Command::Mount { shown, dir } => serve::mount(&daemon, shown, &dir, json).await,
+        Command::Export { shown, address, writable, wait } => {
+            serve::export(&daemon, shown, &address, writable, &wait, json).await
+        }
+        Command::Boot { shown, qemu } => {
+            let Shown { agent, checkpoint, disk } = shown;
             boot::run(&daemon, boot::Request { agent, checkpoint, disk, qemu }).await
         }
         Command::Sync { disks, compare, wait } => sync(&daemon, disks, compare, &wait, json).await,
@@ -48,7 +57,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Cancel { job } => cancel(&daemon, job, json).await,
         Command::Watch => watch::run(daemon, json).await,
         // These are no questions to a daemon.
-        Command::Status | Command::Generate { .. } => Ok(()),
+        Command::Status | Command::Umount { .. } | Command::Generate { .. } => Ok(()),
     }?;
     Ok(ExitCode::SUCCESS)
 }
@@ -118,7 +127,7 @@ async fn checkpoints(
     show(json, || array(&found, Checkpoint::json), || render::checkpoints(&found, now_usec()))
 }
 
-fn disk_option(disk: Option<String>) -> Options<'static> {
+pub(crate) fn disk_option(disk: Option<String>) -> Options<'static> {
     disk.map(|disk| ("disk", disk.into())).into_iter().collect()
 }
 
@@ -272,9 +281,10 @@ async fn cancel(daemon: &Daemon, id: u32, json: bool) -> Result<(), Failure> {
             | "org.freedesktop.DBus.Error.UnknownInterface"
             | "org.freedesktop.DBus.Error.UnknownMethod",
         ) => Failure::new(Exit::NotFound, format!("no job {id} runs: see 'blxctl jobs'")),
-        _ => {
-            Failure::of_call(&e, &format!("{ACTION_RESTORE} (restores) or {ACTION_CHECKPOINT} (other jobs)"))
-        }
+        _ => Failure::of_call(
+            &e,
+            &format!("{ACTION_RESTORE} (restores, mounts, exports) or {ACTION_CHECKPOINT} (other jobs)"),
+        ),
     })?;
     show(json, || json!({ "job": id, "state": "canceling" }), || format!("job {id}: canceling\n"))
 }

@@ -69,7 +69,7 @@ impl Ended {
             JobType::Verify if self.damage().is_empty() => {
                 format!("checkpoint {} of {}: sound\n", get("checkpoint"), of(&get("disk")))
             }
-            JobType::Verify => String::new(),
+            JobType::Verify | JobType::Mount | JobType::Export => String::new(),
         }
     }
 

@@ -13,6 +13,7 @@ mod job;
 mod model;
 mod output;
 mod render;
+mod serve;
 mod status;
 mod target;
 mod watch;

@@ -124,7 +124,7 @@ fn changes(before: &[u8], after: &[u8]) -> Vec<(u64, Vec<u8>)> {
             Some((first, bytes))
                 if *first + bytes.len() as u64 / 4096 == block
                     && bytes.len() < 1 << 20
-                    && block % 256 != 0 =>
+                    && !block.is_multiple_of(256) =>
             {
                 bytes.extend(new);
             }

@@ -69,7 +69,7 @@ pub const ACTION_INSPECT: &str = "org.blxrep.inspect";
 pub const ACTION_PAUSE: &str = "org.blxrep.pause";
 /// polkit action: take a checkpoint now, verify one, or accept a machine or disk that changed.
 pub const ACTION_CHECKPOINT: &str = "org.blxrep.checkpoint";
-/// polkit action: restore.
+/// polkit action: restore, mount or export.
 pub const ACTION_RESTORE: &str = "org.blxrep.restore";
 /// Every polkit action.
 pub const ACTIONS: [&str; 4] = [ACTION_INSPECT, ACTION_PAUSE, ACTION_CHECKPOINT, ACTION_RESTORE];

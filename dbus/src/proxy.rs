@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use zbus::wire::{OwnedObjectPath, OwnedVariant, Variant};
+use zbus::wire::{Fd, OwnedObjectPath, OwnedVariant, Variant};
 
 /// Options of a call.
 pub type Options<'a> = HashMap<&'a str, Variant<'a>>;
@@ -57,6 +57,32 @@ pub trait Manager {
     /// for everybody's. Option besides: `disk` (s). Only on the dispatcher.
     #[zbus(allow_interactive_auth)]
     fn verify(&self, agent: &str, checkpoint: &str, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+
+    /// Shows a checkpoint as files, `disk.img` and `partN.img`, read-only, until it is unmounted. `fuse`: an open
+    /// `/dev/fuse` that the caller has mounted. Only on the dispatcher. Options: `disk` (s), and `target` (s), where it
+    /// is mounted, for people to read. Gives the job and what is shown: `checkpoint`, `disk`, `consistency`, `note` (s)
+    /// and `warnings` (as). When the job is canceled, the mount stays, and every read fails, until it is unmounted.
+    #[zbus(allow_interactive_auth)]
+    fn mount(
+        &self,
+        agent: &str,
+        checkpoint: &str,
+        fuse: Fd<'_>,
+        options: Options<'_>,
+    ) -> zbus::Result<(OwnedObjectPath, Details)>;
+
+    /// Shows a checkpoint as a network block device (NBD), until the job is canceled. `listener`: a unix or TCP socket on
+    /// which the caller listens. Only on the dispatcher. Options: `disk` (s), `target` (s), the socket's name, for people
+    /// to read, and `overlay` (h): an empty regular file; clients may write then, and what they write goes there. Gives
+    /// what [`Self::mount`] gives.
+    #[zbus(allow_interactive_auth)]
+    fn export(
+        &self,
+        agent: &str,
+        checkpoint: &str,
+        listener: Fd<'_>,
+        options: Options<'_>,
+    ) -> zbus::Result<(OwnedObjectPath, Details)>;
 
     /// Accepts the machine that was refused last under an agent's name: it goes on at its next try, and every other one is
     /// refused. With the option `disk` (s): accepts that this disk shrank or was replaced. Only on the dispatcher.
@@ -149,7 +175,7 @@ pub trait Job {
     #[zbus(property(emits_changed_signal = "const"))]
     fn checkpoint(&self) -> zbus::Result<String>;
 
-    /// Where a restore writes to.
+    /// Where a restore writes to, or where a mount or an export is.
     #[zbus(property(emits_changed_signal = "const"))]
     fn target(&self) -> zbus::Result<String>;
 

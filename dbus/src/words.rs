@@ -92,6 +92,10 @@ words! {
         Restore = "restore",
         /// A checkpoint is read and checked.
         Verify = "verify",
+        /// A checkpoint is shown as files.
+        Mount = "mount",
+        /// A checkpoint is shown as a network block device.
+        Export = "export",
     }
 }
 

@@ -13,7 +13,9 @@ use tokio::time::timeout;
 use super::fetch::{FetchError, FetchRequest, fetch};
 use super::link::Dial;
 use super::shared::{Shared, not_connected};
-use crate::bus::control::{About, Control, Details, Failure, Planned, Progress, RestoreRequest, Which};
+use crate::bus::control::{
+    About, Control, Details, Failure, Planned, Progress, RestoreRequest, ServeRequest, Which,
+};
 use crate::bus::outcome::{Compared, canceled, check_target, report, restored, value};
 use crate::checkpoint::select::{SelectError, select};
 use crate::clock::unix_ms;
@@ -177,6 +179,15 @@ impl Control for AgentControl {
     fn record_boot(&self, which: &Which, _checkpoint: &str, _test: &BootTest) -> Result<(), Problem> {
         let which = self.own(which)?;
         let text = format!("only the dispatcher keeps what booted: boot agent {} there", which.agent);
+        Err(Problem::new(ProblemKind::WrongRole, text))
+    }
+
+    fn serve(&self, request: ServeRequest) -> Result<(Planned, Details), Problem> {
+        let which = self.own(&request.which)?;
+        let text = format!(
+            "only the dispatcher can show a checkpoint: run 'blxctl mount' or 'export' for agent {} there",
+            which.agent
+        );
         Err(Problem::new(ProblemKind::WrongRole, text))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -37,6 +38,28 @@ pub struct RestoreRequest {
     pub output: Option<File>,
 }
 
+/// Which checkpoint to show, and by what.
+#[derive(Debug)]
+pub struct ServeRequest {
+    /// Whose disk.
+    pub which: Which,
+    /// An id, `YYYYMMDDHHMM` or `latest`.
+    pub checkpoint: String,
+    /// Where the caller shows it, for people to read.
+    pub target: String,
+    /// What the caller opened for it.
+    pub by: By,
+}
+
+/// What a checkpoint is shown by.
+#[derive(Debug)]
+pub enum By {
+    /// `/dev/fuse`, mounted.
+    Mount(OwnedFd),
+    /// A listening socket; and, if clients may write, an empty file for that.
+    Export(OwnedFd, Option<File>),
+}
+
 /// What a job is about, as it is shown.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct About {
@@ -46,7 +69,7 @@ pub struct About {
     pub disk: String,
     /// Which checkpoint, as far as it is known.
     pub checkpoint: String,
-    /// Where a restore writes to.
+    /// Where a restore writes to, or where a checkpoint is shown.
     pub target: String,
 }
 
@@ -160,6 +183,12 @@ pub trait Control: Send + Sync + 'static {
     /// # Errors
     /// NoSuchAgent, NoSuchDisk, NoSuchCheckpoint, InvalidArgument, WrongRole, Failed.
     fn verify(&self, request: VerifyRequest) -> Result<Planned, Problem>;
+
+    /// Opens a checkpoint and plans to show it until that is canceled or unmounted. Gives also what is shown.
+    ///
+    /// # Errors
+    /// NoSuchAgent, NoSuchDisk, NoSuchCheckpoint, InvalidArgument, WrongRole, Damaged, Failed.
+    fn serve(&self, request: ServeRequest) -> Result<(Planned, Details), Problem>;
 
     /// Keeps what came of starting a checkpoint in a virtual machine.
     ///

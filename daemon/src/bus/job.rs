@@ -43,7 +43,7 @@ impl Job {
     fn action(&self) -> &'static str {
         match self.kind {
             JobType::Sync | JobType::Verify => ACTION_CHECKPOINT,
-            JobType::Restore => ACTION_RESTORE,
+            JobType::Restore | JobType::Mount | JobType::Export => ACTION_RESTORE,
         }
     }
 }

@@ -13,12 +13,12 @@ use tracing::{error, info};
 use zbus::Connection;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
-use zbus::wire::{OwnedObjectPath, OwnedVariant, Variant};
+use zbus::wire::{OwnedFd, OwnedObjectPath, OwnedVariant, Variant};
 
 use super::access::Access;
-use super::control::{About, Control, Details, Planned, RestoreRequest, Which};
+use super::control::{About, By, Control, Details, Planned, RestoreRequest, ServeRequest, Which};
 use super::jobs::Jobs;
-use super::options::{Options, boot_test, name, target, wanted, which};
+use super::options::{Options, boot_test, file, name, target, wanted, which};
 use crate::dispatcher::scrub::ScrubStatus;
 use crate::restore::{ShowRow, VerifyRequest};
 use crate::status::AgentStatus;
@@ -105,6 +105,25 @@ impl Manager {
         let slot = self.jobs.slot()?;
         let planned = self.ask(plan).await?;
         self.jobs.begin(slot, kind, uid, planned).await
+    }
+
+    /// Shows a checkpoint, by what a caller opened.
+    async fn serve(
+        &self,
+        call: &Call<'_>,
+        (kind, by): (JobType, By),
+        (agent, checkpoint): (&str, &str),
+        mut options: Options,
+    ) -> Result<(OwnedObjectPath, Details), Problem> {
+        let which = which(agent, &mut options)?;
+        name("checkpoint", checkpoint)?;
+        let target = options.text("target")?.unwrap_or_else(|| "-".to_owned());
+        self::target(&target, true)?;
+        let uid = self.admit(call, ACTION_RESTORE, &about(&which, checkpoint, &target)).await?;
+        let slot = self.jobs.slot()?;
+        let request = ServeRequest { which, checkpoint: checkpoint.to_owned(), target, by };
+        let (planned, shown) = self.ask(move |control| control.serve(request)).await?;
+        Ok((self.jobs.begin(slot, kind, uid, planned).await?, shown))
     }
 }
 
@@ -251,6 +270,36 @@ impl Manager {
         self.admit(&call, ACTION_CHECKPOINT, &about(&which, checkpoint, "")).await?;
         let checkpoint = checkpoint.to_owned();
         self.ask(move |control| control.record_boot(&which, &checkpoint, &test)).await
+    }
+
+    #[zbus(out_args("job", "shown"))]
+    async fn mount(
+        &self,
+        agent: &str,
+        checkpoint: &str,
+        fuse: OwnedFd,
+        options: RawOptions,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(OwnedObjectPath, Details), Problem> {
+        let options = Options::new(options, &["disk", "target"])?;
+        let by = (JobType::Mount, By::Mount(file(fuse)?));
+        self.serve(&Call { connection, header: &header }, by, (agent, checkpoint), options).await
+    }
+
+    #[zbus(out_args("job", "shown"))]
+    async fn export(
+        &self,
+        agent: &str,
+        checkpoint: &str,
+        listener: OwnedFd,
+        options: RawOptions,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(OwnedObjectPath, Details), Problem> {
+        let mut options = Options::new(options, &["disk", "target", "overlay"])?;
+        let by = (JobType::Export, By::Export(file(listener)?, options.file("overlay")?));
+        self.serve(&Call { connection, header: &header }, by, (agent, checkpoint), options).await
     }
 
     #[zbus(signal)]

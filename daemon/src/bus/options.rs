@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use blxrep_dbus::BOOT_CONSOLE_MAX_BYTES;
 use blxrep_dbus::problem::{Problem, ProblemKind};
-use zbus::wire::{Fd, OwnedVariant, Variant};
+use zbus::wire::{self, Fd, OwnedVariant, Variant};
 
 use super::control::Which;
 use crate::boot_test::BootTest;
@@ -90,6 +90,11 @@ impl Options {
         let Some(value) = self.0.remove(key) else { return Ok(None) };
         get(value.into()).map(Some).ok_or_else(|| invalid(format!("the option {key} must be {wanted}")))
     }
+}
+
+/// An argument that is an open file.
+pub(super) fn file(fd: wire::OwnedFd) -> Result<OwnedFd, Problem> {
+    OwnedFd::try_from(Fd::from(fd)).map_err(|error| invalid(format!("the open file: {error}")))
 }
 
 /// Whose disk is meant. Only what can be a name passes: the texts are shown to whoever is asked for authentication.

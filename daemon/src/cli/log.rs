@@ -9,9 +9,9 @@ use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Begins logging; `BLXREP_LOG` holds another filter than `info`.
+/// Begins logging; `BLXREP_LOG` holds another filter than `info`. What fuser says is said better here.
 pub(crate) fn init() {
-    let filter = EnvFilter::try_from_env("BLXREP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("BLXREP_LOG").unwrap_or_else(|_| EnvFilter::new("info,fuser=error"));
     let registry = tracing_subscriber::registry().with(filter);
     // systemd sets JOURNAL_STREAM for what it connected to the journal (systemd.exec(5)).
     let color = std::io::stderr().is_terminal();

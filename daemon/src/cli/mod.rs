@@ -271,7 +271,7 @@ struct Export {
     checkpoint: Checkpoint,
     #[command(flatten)]
     address: Address,
-    /// Let clients write, into a temporary file that is thrown away
+    /// Let clients write, into a file in /var/tmp that is thrown away
     #[arg(long)]
     writable: bool,
 }

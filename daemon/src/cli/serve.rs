@@ -95,7 +95,8 @@ fn umount(dir: &Path) {
 pub(crate) fn export(args: &super::Export) -> anyhow::Result<()> {
     let opened = find(&args.checkpoint)?;
     let image = if args.writable {
-        let file = tempfile::tempfile().context("a temporary file for what is written")?;
+        let file =
+            tempfile::tempfile_in("/var/tmp").context("/var/tmp: cannot make a file for what is written")?;
         Image::writable(opened, file).context("the temporary file")?
     } else {
         Image::read_only(opened)

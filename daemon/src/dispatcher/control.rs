@@ -14,8 +14,11 @@ use tracing::{error, info};
 
 use super::registry::Registry;
 use super::scrub::{Scrub, ScrubStatus};
-use crate::bus::control::{About, Control, Details, Failure, Planned, Progress, RestoreRequest, Which};
+use super::serve;
 use crate::boot_test::BootTest;
+use crate::bus::control::{
+    About, Control, Details, Failure, Planned, Progress, RestoreRequest, ServeRequest, Which,
+};
 use crate::bus::outcome::{Compared, canceled, check_target, lines, report, restored, value, verified};
 use crate::clock::unix_ms;
 use crate::ids::{AgentId, CheckpointId, DiskId};
@@ -220,6 +223,13 @@ impl Control for DispatcherControl {
             Ok(verified(&reports))
         };
         Ok(Planned { about, work: Box::new(work) })
+    }
+
+    fn serve(&self, request: ServeRequest) -> Result<(Planned, Details), Problem> {
+        let ServeRequest { which, checkpoint, target, by } = request;
+        let agent = which.agent()?;
+        let opened = restore::open(&self.data_dir, &agent, which.disk.as_deref(), &checkpoint)?;
+        serve::plan(opened, target, by)
     }
 
     fn record_boot(&self, which: &Which, checkpoint: &str, test: &BootTest) -> Result<(), Problem> {

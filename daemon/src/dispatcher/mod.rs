@@ -17,6 +17,7 @@ mod resize_tests;
 pub mod room;
 pub mod schedule;
 pub mod scrub;
+mod serve;
 pub mod server;
 pub mod session;
 #[cfg(test)]

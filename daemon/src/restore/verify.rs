@@ -173,7 +173,7 @@ pub fn view(dir: &Dir, owner: &Paths, chain: &Chain, count: usize) -> Result<Vie
     for member in members {
         let before = std::mem::replace(&mut geometry, member.checkpoint.geometry);
         let layer = layers.push(member.checkpoint.id, geometry);
-        let pieces = bak::read_index(&*layers.file(dir, owner, layer)?.0, &member.header, layer)?;
+        let pieces = bak::read_index(&layers.file(dir, owner, layer)?.0, &member.header, layer)?;
         map.lay(layer, &pieces, before.blocks(), geometry.blocks());
     }
     View::new(dir.clone(), owner.clone(), geometry, &base.checkpoint, layers, map)

@@ -17,6 +17,7 @@ use fuser::{
     LockOwner, MountOption, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
     ReplyEntry, ReplyOpen, Request, Session, SessionACL,
 };
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::stat::{SFlag, fstat, major, minor};
 
 use super::POLL;
@@ -29,6 +30,8 @@ const THREADS: usize = 4;
 const READ_MAX_BYTES: u32 = 1 << 20;
 /// How long the kernel may keep names and sizes: they never change.
 const KEEP: Duration = Duration::from_secs(86_400);
+/// How long the kernel's first question may take, in milliseconds: it asks when it mounts.
+const FIRST_MAX_MS: u16 = 2000;
 /// `/dev/fuse`.
 const FUSE_DEVICE: (u64, u64) = (10, 229);
 
@@ -86,6 +89,14 @@ impl Mount {
             && (major(stat.st_rdev), minor(stat.st_rdev)) == FUSE_DEVICE;
         if !is_fuse {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no open /dev/fuse"));
+        }
+        // What has a mount has a first question.
+        let mut fds = [PollFd::new(fuse.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, FIRST_MAX_MS)?;
+        let [fd] = fds;
+        if fd.revents() != Some(PollFlags::POLLIN) {
+            let text = "this /dev/fuse is not mounted, or serves something already";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         let (files, warnings) = Files::new(image);
         let image = files.image.clone();

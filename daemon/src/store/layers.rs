@@ -57,7 +57,7 @@ impl Layers {
         hashes: &mut [BlockHash],
     ) -> Result<(), StoreError> {
         if !piece.is_behind_the_end() {
-            return overlay(&*self.file(dir, owner, piece.layer)?.0, piece, first, hashes);
+            return overlay(&self.file(dir, owner, piece.layer)?.0, piece, first, hashes);
         }
         let slots = hashes.iter_mut().skip((piece.extent.first - first) as usize);
         slots.take(piece.extent.count as usize).for_each(|slot| *slot = BlockHash::ZERO);

@@ -20,8 +20,15 @@ async fn call_all(
         ("Sync", manager.sync("web1", options()).await.map(|_| ())),
         ("Verify", manager.verify("web1", "latest", options()).await.map(|_| ())),
         ("Accept", manager.accept("web1", options()).await),
+        ("Mount", manager.mount("web1", "latest", null().into(), options()).await.map(|_| ())),
+        ("Export", manager.export("web1", "latest", null().into(), options()).await.map(|_| ())),
         ("RecordBoot", manager.record_boot("web1", "latest", "passed", "login: ", options()).await),
     ]
+}
+
+/// Some open file.
+fn null() -> std::os::fd::OwnedFd {
+    std::fs::File::options().read(true).write(true).open("/dev/null").unwrap().into()
 }
 
 fn with_disk() -> Options<'static> {
@@ -43,6 +50,8 @@ async fn every_method_reaches_the_role_with_what_was_asked_for() {
         "sync web1 Some(\"sda\") false",
         "verify web1 Some(\"sda\") Named([\"latest\"])",
         "accept web1 Some(\"sda\")",
+        "mount web1 Some(\"sda\") latest -",
+        "export web1 Some(\"sda\") latest -",
         "record_boot web1 Some(\"sda\") latest passed",
     ];
     assert_eq!(world.fake.take(), asked);
@@ -60,6 +69,8 @@ async fn every_method_reaches_the_role_with_what_was_asked_for() {
         (ACTION_CHECKPOINT, about("", "")),
         (ACTION_CHECKPOINT, about("latest", "")),
         (ACTION_CHECKPOINT, about("", "")),
+        (ACTION_RESTORE, about("latest", "-")),
+        (ACTION_RESTORE, about("latest", "-")),
         (ACTION_CHECKPOINT, about("latest", "")),
     ];
     assert_eq!(world.told.take(), expected.map(|(action, about)| (action.to_owned(), about)));
@@ -188,7 +199,7 @@ async fn what_access_denies_never_reaches_the_role() {
     for (name, result) in call_all(&manager, with_disk).await {
         assert_eq!(kind(result), ProblemKind::AccessDenied, "{name}");
     }
-    assert_eq!(world.told.take().len(), 8);
+    assert_eq!(world.told.take().len(), 10);
     assert_eq!(world.fake.take(), Vec::<String>::new());
 }
 
@@ -241,6 +252,9 @@ async fn a_role_that_breaks_off_is_an_error_and_not_silence() {
         fn record_boot(&self, _: &Which, _: &str, _: &BootTest) -> Result<(), Problem> {
             panic!("on purpose")
         }
+        fn serve(&self, _: ServeRequest) -> Result<(Planned, Details), Problem> {
+            panic!("on purpose")
+        }
     }
     let daemon = Manager::new(Arc::new(Broken), Access::Told(Arc::default()));
     let (added, _) = broadcast::channel(4);
@@ -268,4 +282,26 @@ async fn an_open_file_is_written_to_by_the_job() {
     let mut text = String::new();
     file.reopen().unwrap().read_to_string(&mut text).unwrap();
     assert_eq!(text, "restored");
+}
+
+#[tokio::test]
+async fn what_a_checkpoint_is_shown_by_reaches_the_job_and_what_is_shown_the_caller() {
+    let world = World::start().await;
+    let manager = world.manager().await;
+    let mut signals = world.signals().await;
+    for writable in [false, true] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let listener = std::os::fd::OwnedFd::from(file.reopen().unwrap());
+        let mut options = Options::from([("target", "/run/x".into())]);
+        if writable {
+            options.insert("overlay", Variant::Fd(null().into()));
+        }
+        let (job, shown) = manager.export("web1", "latest", listener.into(), options).await.unwrap();
+        assert_eq!((text(&shown, "disk").as_str(), signals.removed().await.path), ("sda", job));
+        assert_eq!(std::fs::read(file.path()).unwrap(), b"served");
+    }
+    assert_eq!(
+        world.fake.take(),
+        ["export web1 None latest /run/x", "export writable web1 None latest /run/x"]
+    );
 }

@@ -27,7 +27,9 @@ use zbus::wire::{OwnedObjectPath, OwnedVariant};
 use zbus::{Connection, Guid, MatchRule, MessageStream};
 
 use super::access::Access;
-use super::control::{About, Control, Details, Failure, Planned, Progress, RestoreRequest, Which, Work};
+use super::control::{
+    About, By, Control, Details, Failure, Planned, Progress, RestoreRequest, ServeRequest, Which, Work,
+};
 use super::manager::{Manager, named};
 use super::{serve, set_up};
 use crate::boot_test::BootTest;
@@ -184,6 +186,21 @@ impl Control for Fake {
 
     fn record_boot(&self, which: &Which, checkpoint: &str, test: &BootTest) -> Result<(), Problem> {
         self.note(format!("record_boot {} {:?} {checkpoint} {}", which.agent, which.disk, test.result))
+    }
+
+    fn serve(&self, request: ServeRequest) -> Result<(Planned, Details), Problem> {
+        let ServeRequest { which, checkpoint, target, by } = request;
+        let (what, fd) = match by {
+            By::Mount(fd) => ("mount", fd),
+            By::Export(fd, None) => ("export", fd),
+            By::Export(fd, Some(_)) => ("export writable", fd),
+        };
+        self.note(format!("{what} {} {:?} {checkpoint} {target}", which.agent, which.disk))?;
+        self.will(move |_| {
+            std::io::Write::write_all(&mut std::fs::File::from(fd), b"served").unwrap();
+            Ok(Details::new())
+        });
+        Ok((self.plan(&which, &checkpoint, &target), named([("disk", "sda".into())])))
     }
 }
 
