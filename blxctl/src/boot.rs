@@ -89,18 +89,25 @@ pub(crate) async fn prove(daemon: &Daemon, request: Request, wanted: Wanted) -> 
     let proof = Proof { agent, disk, checkpoint, verdict, seconds, console };
     let options = Options::from([("disk", proof.disk.as_str().into())]);
     let manager = daemon.manager().await?;
-    let kept =
-        manager.record_boot(&proof.agent, &proof.checkpoint, proof.result().as_str(), &proof.console, options);
+    let kept = manager.record_boot(
+        &proof.agent,
+        &proof.checkpoint,
+        proof.result().as_str(),
+        &proof.console,
+        options,
+    );
     kept.await.map_err(|e| Failure::of_call(&e, ACTION_CHECKPOINT))?;
     Ok(proof)
 }
 
 impl<'a> Exported<'a> {
     async fn open(daemon: &'a Daemon, request: &Request) -> Result<Self, Failure> {
-        let dir = tempfile::Builder::new().prefix("blxrep-boot-").tempdir().map_err(|e| cannot("make a directory", &e))?;
+        let dir = tempfile::Builder::new()
+            .prefix("blxrep-boot-")
+            .tempdir()
+            .map_err(|e| cannot("make a directory", &e))?;
         let (jobs, drives) = (Vec::new(), Vec::new());
-        let mut exported =
-            Self { daemon, jobs, dir, drives, disk: String::new(), checkpoint: String::new() };
+        let mut exported = Self { daemon, jobs, dir, drives, disk: String::new(), checkpoint: String::new() };
         let all = exported.export_all(request).await;
         if let Err(failure) = all {
             exported.close().await;
@@ -196,7 +203,8 @@ impl<'a> Exported<'a> {
         stop: &mut Stop,
     ) -> Result<(Verdict, u64, String), Failure> {
         let mut machine = self.start(request, Serial::Reader)?;
-        let mut output = machine.0.stdout.take().ok_or_else(|| Failure::failed("the machine has no console"))?;
+        let mut output =
+            machine.0.stdout.take().ok_or_else(|| Failure::failed("the machine has no console"))?;
         let mut console = Console::new(wanted.awaited);
         let began = Instant::now();
         let (mut end, mut took) = (began + wanted.time, None);
@@ -222,7 +230,11 @@ impl<'a> Exported<'a> {
             }
         }
         let is_late = Instant::now() >= end;
-        let status = if is_late { None } else { Some(machine.0.wait().await.map_err(|e| cannot("wait for the machine", &e))?) };
+        let status = if is_late {
+            None
+        } else {
+            Some(machine.0.wait().await.map_err(|e| cannot("wait for the machine", &e))?)
+        };
         machine.end().await?;
         let verdict = match (console.verdict(), status) {
             (Some(verdict), _) => verdict.clone(),
@@ -377,7 +389,10 @@ mod tests {
             "checkpoint 20261121203456 of web1's sda does not boot: the kernel panicked\n  line 18\n"
         ));
         assert!(failure.message.ends_with("\n  line 29"));
-        assert_eq!((&failed.json()["boot"], &failed.json()["reason"]), (&json!("failed"), &json!("the kernel panicked")));
+        assert_eq!(
+            (&failed.json()["boot"], &failed.json()["reason"]),
+            (&json!("failed"), &json!("the kernel panicked"))
+        );
     }
 
     #[test]

@@ -54,7 +54,10 @@ struct World {
 impl World {
     fn blxctl(&self, args: &[&str]) -> Command {
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(Path::new(BLXREP).with_file_name("blxctl")).args(args);
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(Path::new(BLXREP).with_file_name("blxctl"))
+            .args(args);
         command.env("DBUS_SYSTEM_BUS_ADDRESS", &self.bus.address).env("TMPDIR", self.lab.path("tmp"));
         command.env("PATH", &self.path);
         command
@@ -68,14 +71,26 @@ impl World {
 
     /// Overwrites a part of the disk with zeros.
     fn destroy(&self, from_sector: u64, sectors: u64) {
-        let (of, seek, count) = (format!("of={}", self.disk.path), format!("seek={from_sector}"), format!("count={sectors}"));
+        let (of, seek, count) =
+            (format!("of={}", self.disk.path), format!("seek={from_sector}"), format!("count={sectors}"));
         run("dd", &["if=/dev/zero", &of, "bs=512", &seek, &count, "conv=notrunc,fsync", "status=none"]);
     }
 
     /// Proves, or not, that the newest checkpoint boots.
     fn verify(&self) -> (Output, Value) {
         let seconds = BOOT_SECONDS.to_string();
-        let args = ["--json", "verify", "--boot", "--agent", &self.agent, "--boot-timeout", &seconds, "--", "-accel", "tcg"];
+        let args = [
+            "--json",
+            "verify",
+            "--boot",
+            "--agent",
+            &self.agent,
+            "--boot-timeout",
+            &seconds,
+            "--",
+            "-accel",
+            "tcg",
+        ];
         let output = self.blxctl(&args).output().unwrap();
         let proof = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
         (output, proof)
@@ -86,13 +101,16 @@ impl World {
         let of = |top: &str| {
             let dir = self.lab.path(&format!("data/{top}/{}", self.agent));
             let disks = fs::read_dir(dir).into_iter().flatten().map(|disk| disk.unwrap().path());
-            let files: Vec<_> = disks.flat_map(|disk| fs::read_dir(disk).unwrap().map(|file| file.unwrap())).collect();
+            let files: Vec<_> =
+                disks.flat_map(|disk| fs::read_dir(disk).unwrap().map(|file| file.unwrap())).collect();
             files.into_iter().map(|file| {
                 let meta = file.metadata().unwrap();
                 format!("{:?} {} {}.{}", file.path(), meta.len(), meta.mtime(), meta.mtime_nsec())
             })
         };
-        let mut all: Vec<_> = of("snapshot").chain(of("incremental")).collect();
+        // The dispatcher tidies up behind a commit meanwhile.
+        let is_whole = |file: &String| !file.contains(".part");
+        let mut all: Vec<_> = of("snapshot").chain(of("incremental")).filter(is_whole).collect();
         all.sort();
         all
     }
@@ -158,18 +176,17 @@ fn a_debian_boots_and_one_without_boot_loader_or_root_does_not() {
     assert_eq!((output.status.code(), &proof["boot"]), (Some(0), &json!("passed")), "{proof}");
     assert!(proof["console"].as_str().unwrap().contains("the-copy login:"), "{proof}");
 
-    // The boot loader's first sector, but not the partition table.
+    // The boot loader's first sector, and with it the partition table.
     world.disk.umount_all();
-    let first = fs::read(image).unwrap()[..440].to_vec();
-    fs::write(world.lab.path("first"), &first).unwrap();
-    run("dd", &["if=/dev/zero", &of, "bs=440", "count=1", "conv=notrunc,fsync", "status=none"]);
+    world.destroy(0, 1);
     world.checkpoint();
     let (output, proof) = world.verify();
     assert_eq!((output.status.code(), &proof["boot"]), (Some(4), &json!("failed")), "{proof}");
     assert!(proof["reason"].as_str().unwrap().contains("nothing to boot"), "{proof}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("does not boot"), "{output:?}");
 
-    run("dd", &[&format!("if={}", world.lab.path("first")), &of, "conv=notrunc,fsync", "status=none"]);
+    // Back with it, and the file system's beginning.
+    run("dd", &[&format!("if={image}"), &of, "bs=512", "count=1", "conv=notrunc,fsync", "status=none"]);
     world.destroy(2048, 65536);
     world.checkpoint();
     let (output, proof) = world.verify();

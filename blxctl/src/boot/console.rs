@@ -12,7 +12,10 @@ const PROBE: &str = "blxrep-probe: ";
 const LINE_MAX_BYTES: usize = 4096;
 /// What says that a machine will not come up, and what it means.
 const HOPELESS: [(&str, &str); 6] = [
-    ("No bootable device.", "the BIOS found nothing to boot (a UEFI machine needs its firmware, see 'blxctl boot --help')"),
+    (
+        "No bootable device.",
+        "the BIOS found nothing to boot (a UEFI machine needs its firmware, see 'blxctl boot --help')",
+    ),
     ("grub rescue>", "the boot loader does not find what it loads"),
     ("(initramfs)", "the initial RAM disk does not find the root file system"),
     ("dracut:/#", "the initial RAM disk does not find the root file system"),
@@ -92,7 +95,12 @@ impl Screen {
         if self.text.len() > BOOT_CONSOLE_MAX_BYTES {
             // Half of it, so that this is rare.
             let from = self.text.len() - BOOT_CONSOLE_MAX_BYTES / 2;
-            let cut = self.text.bytes().skip(from).position(|b| b == b'\n').map_or(self.text.len(), |at| from + at + 1);
+            let cut = self
+                .text
+                .bytes()
+                .skip(from)
+                .position(|b| b == b'\n')
+                .map_or(self.text.len(), |at| from + at + 1);
             self.text.drain(..cut);
         }
     }
@@ -204,10 +212,18 @@ mod tests {
     #[test]
     fn only_a_prompt_is_one() {
         let found = |text: &str| read(Awaited::Login, &[text.as_bytes()]).0.is_some();
-        for prompt in ["web1 login:", "login: ", "x\r\nweb1 login: ", "web1 login: [ 12.3] random: ready", "-----\rweb1 login:"] {
+        for prompt in [
+            "web1 login:",
+            "login: ",
+            "x\r\nweb1 login: ",
+            "web1 login: [ 12.3] random: ready",
+            "-----\rweb1 login:",
+        ] {
             assert!(found(prompt), "{prompt:?}");
         }
-        for other in ["", "login", "user x failed login:", "[ 1.0] sshd login:", "web1 prelogin:", "web1 login\n:"] {
+        for other in
+            ["", "login", "user x failed login:", "[ 1.0] sshd login:", "web1 prelogin:", "web1 login\n:"]
+        {
             assert!(!found(other), "{other:?}");
         }
     }

@@ -125,7 +125,8 @@ mod tests {
             let (before, _) = line.split_once(&format!(",drive=disk{number},")).unwrap();
             before.rsplit(' ').next().unwrap()
         };
-        let expected = ["virtio-blk-pci", "nvme", "ide-hd,bus=ide.2", "virtio-blk-pci", "nvme", "nvme", "nvme"];
+        let expected =
+            ["virtio-blk-pci", "nvme", "ide-hd,bus=ide.2", "virtio-blk-pci", "nvme", "nvme", "nvme"];
         assert_eq!([0, 1, 2, 3, 4, 5, 6].map(of), expected);
         assert!(line.contains(" -serial stdio "), "{line}");
     }

@@ -13,13 +13,13 @@ use tokio::time::timeout;
 use super::fetch::{FetchError, FetchRequest, fetch};
 use super::link::Dial;
 use super::shared::{Shared, not_connected};
+use crate::boot_test::BootTest;
 use crate::bus::control::{
     About, Control, Details, Failure, Planned, Progress, RestoreRequest, ServeRequest, Which,
 };
 use crate::bus::outcome::{Compared, canceled, check_target, report, restored, value};
 use crate::checkpoint::select::{SelectError, select};
 use crate::clock::unix_ms;
-use crate::boot_test::BootTest;
 use crate::dispatcher::scrub::ScrubStatus;
 use crate::ids::{AgentId, CheckpointId, DiskId};
 use crate::restore::{Output, ShowRow, VerifyRequest};

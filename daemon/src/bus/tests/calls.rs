@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use blxrep_dbus::{BOOT_CONSOLE_MAX_BYTES, ACTION_CHECKPOINT, ACTION_INSPECT, ACTION_PAUSE, ACTION_RESTORE};
+use blxrep_dbus::{ACTION_CHECKPOINT, ACTION_INSPECT, ACTION_PAUSE, ACTION_RESTORE, BOOT_CONSOLE_MAX_BYTES};
 use zbus::wire::Variant;
 
 use super::*;
