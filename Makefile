@@ -35,10 +35,10 @@ INSTALLED = $(BINDIR)/blxrep $(BINDIR)/blxctl \
 	$(DBUSDIR)/org.blxrep.conf $(POLKITDIR)/org.blxrep.policy \
 	$(DOCDIR)/config.example.yaml $(DOCDIR)/README.md $(DOCDIR)/LICENSE-MIT $(DOCDIR)/LICENSE-APACHE
 
-.PHONY: help build release demo test sim soak fuzz lint bench install uninstall clean
+.PHONY: help build release demo test sim soak fuzz lint bench install uninstall clean test-vm test-vm-all
 
 help: ## This list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 build: ## Build both programs, for debugging
 	@tools/install-deps build
@@ -58,6 +58,19 @@ test: ## All tests (sudo make test)
 	@tools/install-deps test
 	tools/cargo test --workspace --no-run
 	tools/with-bpffs tools/cargo --as-root test --workspace --no-fail-fast
+
+test-vm: ## Agent and dispatcher in virtual machines, on two kernels (sudo make test-vm)
+	$(call test-vm,kernel_6_1)
+
+test-vm-all: ## The same on every pair of kernels (sudo make test-vm-all)
+	$(call test-vm,--test-threads 1)
+
+define test-vm
+	@[ "$$(id -u)" -eq 0 ] || { echo "the tests mount disks: run 'sudo make $@'" >&2; exit 1; }
+	@tools/install-deps test
+	tools/cargo build --workspace
+	tools/cargo --as-root test --workspace --test vm -- --nocapture $1
+endef
 
 SEEDS ?= 2000
 FIRST ?= 0

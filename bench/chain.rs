@@ -2,7 +2,7 @@
 //!
 //! chain DIR SIZE_MIB DELTAS BLOCKS: the agent is `bench`; each delta writes BLOCKS blocks of 4 KiB in random places.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark ends so")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark ends so")]
 
 #[path = "../daemon/tests/common/chain.rs"]
 mod chain;

@@ -191,6 +191,7 @@ fn a_debian_boots_and_one_without_boot_loader_or_root_does_not() {
     world.checkpoint();
     let (output, proof) = world.verify();
     assert_eq!((output.status.code(), &proof["boot"]), (Some(4), &json!("failed")), "{proof}");
+    assert!(proof["reason"].as_str().unwrap().contains("boot loader"), "{proof}");
     world.assert_nothing_is_left();
 
     // It is kept with its checkpoint, and is in nobody's way.
@@ -202,6 +203,7 @@ fn a_debian_boots_and_one_without_boot_loader_or_root_does_not() {
         let file = world.lab.path(&format!("data/boot/{}/{disk}/{id}.boot", world.agent));
         assert!(fs::read_to_string(&file).unwrap().contains("SeaBIOS"), "{file}");
     }
+    world.lab.dispatcher = None;
     world.lab.start_dispatcher(&["--sync-freq", "1h"]);
     let all = world.blxctl(&["verify", "--all"]).output().unwrap();
     assert_eq!(all.status.code(), Some(0), "{all:?}");

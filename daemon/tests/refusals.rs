@@ -196,6 +196,8 @@ fn a_configuration_is_checked_without_what_it_names() {
     refused(&check, 2, "'mode' is missing");
     fs::write(&config, agent).unwrap();
     refused(&[&check[..], &["--mode", "dispatcher"]].concat(), 2, "'data-dir' is missing");
+    fs::write(&config, format!("{agent}block-size: 1000\n")).unwrap();
+    refused(&[&check[..], &["--mode", "agent"]].concat(), 2, "'block-size'");
     fs::write(&config, agent.replace("dispatcher-addr: h:1", "dispatcher-addr: h")).unwrap();
     refused(&[&check[..], &["--mode", "agent"]].concat(), 2, "dispatcher-addr");
     fs::write(&config, format!("{agent}sink-freq: 5\n")).unwrap();

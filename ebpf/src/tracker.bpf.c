@@ -160,16 +160,17 @@ __noinline int mark_words(u32 word, u32 end) /* [word, end), at most 64 */
 
 __noinline int mark_coarse_words(u32 word, u32 end) /* [word, end), at most COARSE_WORDS_MAX */
 {
+	/* Not behind the loop: clang would carry a flag through it, which Linux 6.1 follows in both ways each time round. */
+	if (end - word > COARSE_WORDS_MAX)
+		doubt(DISCARD_TOO_LONG);
 	for (int i = 0; i < COARSE_WORDS_MAX; i++) {
 		if (word >= end)
-			return 0;
+			break;
 		u64 *p = bpf_map_lookup_elem(&coarse, &word);
 		if (p)
 			__sync_fetch_and_or(p, ~0ULL);
 		word++;
 	}
-	if (word < end)
-		doubt(DISCARD_TOO_LONG);
 	return 0;
 }
 

@@ -65,7 +65,11 @@ in
       { };
     users.groups = option (types.attrsOf types.attrs) { };
     virtualisation = {
-      emptyDiskImages = list types.ints.positive;
+      emptyDiskImages = list (types.submodule {
+        options.size = mkOption { type = types.ints.positive; };
+        options.driveConfig.deviceExtraOpts = option (types.attrsOf types.str) { };
+      });
+      useNixStoreImage = option types.bool false;
       memorySize = option types.ints.positive 1024;
       diskSize = option types.ints.positive 1024;
     };

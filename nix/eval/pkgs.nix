@@ -20,6 +20,7 @@ let
     "coreutils"
     "dbus"
     "deadnix"
+    "diffutils"
     "e2fsprogs"
     "fio"
     "gnused"

@@ -5,7 +5,7 @@
   testScript = builtins.readFile ./common/script.py + ''
     start_all()
     enroll()
-    start("/dev/vdb")
+    start("/dev/disk/by-id/virtio-data")
     more_checkpoints(2)
     for what in ["restart", "kill -s KILL", "power"]:
         # The newest may not be acknowledged yet.

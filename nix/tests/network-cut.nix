@@ -8,7 +8,7 @@
   testScript = builtins.readFile ./common/script.py + ''
     start_all()
     enroll()
-    start("/dev/vdb")
+    start("/dev/disk/by-id/virtio-data")
 
 
     def wait_for_status(machine, word):

@@ -5,14 +5,14 @@
   testScript = builtins.readFile ./common/script.py + ''
     start_all()
     enroll()
-    start("/dev/vdb")
+    start("/dev/disk/by-id/virtio-data")
     more_checkpoints(2)
     for _ in range(3):
         agent.crash()
         before = len(checkpoints())
         agent.start()
         agent.wait_for_unit("multi-user.target")
-        agent.succeed("mount /dev/vdb /data && systemctl start writers blxrep-agent")
+        agent.succeed("mount /dev/disk/by-id/virtio-data /data && systemctl start writers blxrep-agent")
         more_checkpoints(2)
         assert "tracking began anew" in agent_journal()
         assert len(checkpoints()) > before

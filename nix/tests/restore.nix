@@ -2,15 +2,18 @@
 {
   imports = [ ./common/pair.nix ];
 
-  nodes.agent.virtualisation.emptyDiskImages = [ 128 ];
+  nodes.agent.virtualisation.emptyDiskImages = [{
+    size = 128;
+    driveConfig.deviceExtraOpts.serial = "spare";
+  }];
 
   testScript = builtins.readFile ./common/script.py + ''
     start_all()
     enroll()
-    start("/dev/vdb")
+    start("/dev/disk/by-id/virtio-data")
     more_checkpoints(2)
     rows = checkpoints()
-    for target in ["/var/restored.img", "/dev/vdc"]:
+    for target in ["/var/restored.img", "/dev/disk/by-id/virtio-spare"]:
         for row in rows[-2:]:
             agent.succeed(f"blxctl restore {row['checkpoint']} {target}")
             assert digest(agent, target) == photo(row["checkpoint"]), (target, row)

@@ -23,7 +23,7 @@ in
   testScript = builtins.readFile ./common/script.py + ''
     start_all()
     enroll()
-    start("/dev/vdb")
+    start("/dev/disk/by-id/virtio-data")
     more_checkpoints(2)
     switch = "/run/current-system/specialisation/upgraded/bin/switch-to-configuration test"
     for machine, unit in [(agent, "blxrep-agent"), (dispatcher, "blxrep-dispatcher")]:

@@ -11,11 +11,12 @@ const PROBE: &str = "blxrep-probe: ";
 /// Longer lines are broken.
 const LINE_MAX_BYTES: usize = 4096;
 /// What says that a machine will not come up, and what it means.
-const HOPELESS: [(&str, &str); 6] = [
+const HOPELESS: [(&str, &str); 7] = [
     (
         "No bootable device.",
         "the BIOS found nothing to boot (a UEFI machine needs its firmware, see 'blxctl boot --help')",
     ),
+    ("grub>", "the boot loader does not find what it loads"),
     ("grub rescue>", "the boot loader does not find what it loads"),
     ("(initramfs)", "the initial RAM disk does not find the root file system"),
     ("dracut:/#", "the initial RAM disk does not find the root file system"),
@@ -159,9 +160,10 @@ impl Perform for Screen {
         }
     }
 
-    fn csi_dispatch(&mut self, _params: &Params, _intermediates: &[u8], _ignore: bool, action: char) {
-        // The cursor goes elsewhere, or all is cleared: what comes belongs to another line.
-        if matches!(action, 'H' | 'f' | 'J') && !self.line.is_empty() {
+    fn csi_dispatch(&mut self, params: &Params, _intermediates: &[u8], _ignore: bool, action: char) {
+        // All is cleared, or the cursor goes to where a line begins. (A BIOS also sends it where it is.)
+        let column = || params.iter().nth(1).and_then(|param| param.first()).copied().unwrap_or(0);
+        if (action == 'J' || matches!(action, 'H' | 'f') && column() <= 1) && !self.line.is_empty() {
             self.end_line();
         }
     }
@@ -196,6 +198,14 @@ mod tests {
 
         web1 login:
         ");
+    }
+
+    #[test]
+    fn a_boot_loader_that_moves_the_cursor_about_is_readable() {
+        let grub = b"error: you need to load the \x1b[07;28H\x1b[07;29Hkernel first.\x1b[01;01H\x1b[2J\x1b[02;24HGNU GRUB\r\n\n\ngrub> ";
+        let (verdict, text) = read(Awaited::Login, &[grub]);
+        assert_eq!(text, "error: you need to load the kernel first.\nGNU GRUB\n\n\ngrub>\n");
+        assert!(matches!(verdict, Some(Verdict::Failed(_))));
     }
 
     #[test]

@@ -68,7 +68,7 @@ JSON:
   verified     an array, one a disk: agent, disk, oldest, newest, checkpoints (how many),
                damaged (how many), first_damaged (all behind it rest on it; null if none is),
                unreadable (how many have zeros for blocks that could not be read)
-  if it is one  agent, disk, checkpoint, unreadable_blocks, unreadable_sectors as well";
+  of only one  agent, disk, checkpoint, unreadable_blocks, unreadable_sectors as well";
 
 const MOUNT_EXAMPLES: &str = "\
 DIR has disk.img, and partN.img for each partition. All of it is read-only, and every block is verified when it is read; one that \
@@ -352,16 +352,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 None => Err(ConfigError::Missing { key: "mode", path: file }.into()),
             }
         }
-        Command::CheckConfig(start) => {
-            let (settings, file) = Settings::load(start.settings, start.config.as_deref())?;
-            match settings.mode {
-                Some(Mode::Agent) => AgentConfig::new(settings, &file).map(drop)?,
-                Some(Mode::Dispatcher) => DispatcherConfig::new(settings, &file).map(drop)?,
-                None => return Err(ConfigError::Missing { key: "mode", path: file }.into()),
-            }
-            println!("{}: nothing is wrong", file.display());
-            Ok(())
-        }
+        Command::CheckConfig(start) => check_config(start),
         Command::Dispatcher(Offline::Show(show)) => offline::show(&show),
         Command::Dispatcher(Offline::Restore(restore)) => offline::restore(restore),
         Command::Dispatcher(Offline::Verify(verify)) => offline::verify(verify),
@@ -380,6 +371,18 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::FreezeGuard => Ok(()),
     }
+}
+
+/// Reads what `start` would be given, and nothing that it names.
+fn check_config(start: Start) -> anyhow::Result<()> {
+    let (settings, file) = Settings::load(start.settings, start.config.as_deref())?;
+    match settings.mode {
+        Some(Mode::Agent) => AgentConfig::new(settings, &file).map(drop)?,
+        Some(Mode::Dispatcher) => DispatcherConfig::new(settings, &file).map(drop)?,
+        None => return Err(ConfigError::Missing { key: "mode", path: file }.into()),
+    }
+    println!("{}: nothing is wrong", file.display());
+    Ok(())
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

@@ -47,10 +47,7 @@ pub fn check(device: &BlockDevice, block_shift: u8) -> Result<Geometry, TrackerE
 
 fn facts_of(device: &BlockDevice) -> Result<Facts, String> {
     let is = |name: &str, value: &str| device.attribute(name).as_deref() == Some(value);
-    let release = nix::sys::utsname::uname().map_err(|e| format!("uname(2) failed: {e}"))?;
-    let release = release.release().to_string_lossy().into_owned();
-    let kernel =
-        parse_release(&release).ok_or(format!("the kernel's version {release:?} is not understood"))?;
+    let kernel = kernel()?;
     let sysfs = device.sysfs();
     let below_subsystem = sysfs.components().any(|part| part.as_os_str() == "nvme-subsystem");
     Ok(Facts {
@@ -67,10 +64,22 @@ fn facts_of(device: &BlockDevice) -> Result<Facts, String> {
     })
 }
 
-/// Whether the kernel counts this disk's I/O, in flight and done. zram does so whatever `queue/iostats` says (which is 0
-/// there since 6.11); other bio-based drivers (dm, md, pmem) obey it.
+/// Whether the kernel counts this disk's I/O, in flight and done.
 pub fn counts_io(device: &BlockDevice) -> bool {
-    device.attribute("queue/iostats").as_deref() != Some("0") || device.name.starts_with("zram")
+    let iostats = device.attribute("queue/iostats");
+    kernel().is_ok_and(|kernel| counts(kernel, &device.name, iostats.as_deref()))
+}
+
+/// zram counts whatever `queue/iostats` says (which is 0 there since 6.11), and so did dm, when it was 0 unless somebody set it: up
+/// to 6.4 at least. Other bio-based drivers (md, pmem, dm since) obey it.
+fn counts(kernel: (u32, u32), name: &str, iostats: Option<&str>) -> bool {
+    iostats != Some("0") || name.starts_with("zram") || (name.starts_with("dm-") && kernel < (6, 5))
+}
+
+fn kernel() -> Result<(u32, u32), String> {
+    let release = nix::sys::utsname::uname().map_err(|e| format!("uname(2) failed: {e}"))?;
+    let release = release.release().to_string_lossy().into_owned();
+    parse_release(&release).ok_or(format!("the kernel's version {release:?} is not understood"))
 }
 
 fn parse_release(release: &str) -> Option<(u32, u32)> {
@@ -153,6 +162,13 @@ mod tests {
             let reason = reason_against(&facts, 12).unwrap_or_default();
             assert!(reason.contains(word), "{facts:?}: {reason:?}");
         }
+    }
+
+    #[test]
+    fn who_obeys_iostats_depends_on_driver_and_kernel() {
+        assert!(counts((6, 12), "dm-0", Some("1")) && counts((6, 12), "md0", None));
+        assert!(!counts((6, 12), "dm-0", Some("0")) && !counts((6, 1), "md0", Some("0")));
+        assert!(counts((6, 1), "dm-0", Some("0")) && counts((6, 12), "zram0", Some("0")));
     }
 
     #[test]

@@ -21,7 +21,9 @@ use blxrep::geometry::Geometry;
 use blxrep::reader::pack;
 use serde_json::Value;
 
+use super::janitor::Janitor;
 use super::lab::{mortal, run, wait_for};
+use super::stage::install;
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -90,27 +92,6 @@ impl Disk {
     pub fn new(file: &Path, size_mib: u64) -> Self {
         File::create(file).unwrap().set_len(size_mib << 20).unwrap();
         Self::over(file)
-    }
-}
-
-/// Removes a directory when this process is gone, whatever ended it.
-struct Janitor(Child);
-
-impl Janitor {
-    fn new(dir: &Path) -> Self {
-        // The hosts may be dying still.
-        let script = r#"cat
-[ -n "$BLXREP_TEST_KEEP" ] || for _ in $(seq 50); do rm -rf --one-file-system "$0" 2>/dev/null && break; sleep 0.1; done"#;
-        let mut command = Command::new("setsid");
-        command.args(["sh", "-c", script, dir.to_str().unwrap()]).stdin(Stdio::piped());
-        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-    }
-}
-
-impl Drop for Janitor {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
     }
 }
 
@@ -346,16 +327,8 @@ impl Pair {
 
     /// As a package would. What runs is replaced under its feet, and runs on until it is restarted.
     pub fn install(&self) {
-        let tree = format!("{}/..", env!("CARGO_MANIFEST_DIR"));
         let stage = self.shared.join("stage");
-        let mut make = Command::new("make");
-        make.args(["-s", "-C", &tree, "install", "PREFIX=/usr", "PROFILE=dev"]);
-        make.arg(format!("DESTDIR={}", stage.display())).env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
-        let made = make.output().unwrap();
-        assert!(made.status.success(), "make install: {}", String::from_utf8_lossy(&made.stderr));
-        for program in ["blxrep", "blxctl"] {
-            run("strip", &["--strip-debug", stage.join("usr/bin").join(program).to_str().unwrap()]);
-        }
+        install(&stage);
         for host in [&self.dispatcher, &self.agent] {
             host.run(
                 "cp -a --no-preserve=ownership --remove-destination /shared/stage/. / && systemd-sysusers",

@@ -10,8 +10,12 @@
 
 #[path = "../common/hosts.rs"]
 mod hosts;
+#[path = "../common/janitor.rs"]
+mod janitor;
 #[path = "../common/lab.rs"]
 mod lab;
+#[path = "../common/stage.rs"]
+mod stage;
 
 mod access;
 mod bus;
@@ -20,6 +24,7 @@ mod network;
 mod pause;
 mod postgres;
 mod reboot;
+mod serve;
 mod services;
 mod upgrade;
 mod watchdog;

@@ -15,6 +15,9 @@
       dd if="$BLXREP_DEVICE" bs=4M iflag=direct status=none | sha256sum >"/var/photos/$BLXREP_CHECKPOINT"
     '';
   };
+  # The store that is shared with the builder is not root's, and no hook is run that others than root can change.
+  virtualisation.useNixStoreImage = true;
+
   systemd.services.blxrep-agent.wantedBy = lib.mkForce [ ];
 
   # Files made, changed and removed until it is stopped.

@@ -13,11 +13,14 @@
 
   nodes.agent = {
     imports = [ ./agent.nix ];
-    # /dev/vdb, in MiB.
-    virtualisation.emptyDiskImages = [ 128 ];
+    virtualisation.emptyDiskImages = [{
+      # MiB.
+      size = 128;
+      driveConfig.deviceExtraOpts.serial = "data";
+    }];
     services.blxrep.agent.settings = {
       dispatcher-addr = "dispatcher:8080";
-      device = "/dev/vdb";
+      device = "/dev/disk/by-id/virtio-data";
     };
   };
 }

@@ -27,8 +27,8 @@ def put_known_key():
 
 
 def make_loop():
-    """The loop disk of a single machine."""
-    agent.succeed("truncate -s 128M /var/disk && losetup /dev/loop0 /var/disk")
+    """The loop disk of a single machine: /dev/loop0, as it is the first one."""
+    agent.succeed("truncate -s 128M /var/disk && [ $(losetup --find --show /var/disk) = /dev/loop0 ]")
 
 
 def start(device):

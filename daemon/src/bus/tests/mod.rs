@@ -36,7 +36,7 @@ use crate::boot_test::BootTest;
 use crate::checkpoint::Consistency;
 use crate::dispatcher::scrub::{Course, LastPass, ScrubStatus};
 use crate::ids::{AgentId, DiskId};
-use crate::restore::{ShowRow, VerifyRequest};
+use crate::restore::{ShowRow, VerifyRequest, Wanted};
 use crate::status::{AgentStatus, CheckpointAdded, DiskStatus, Newest};
 
 /// Any bus is named so; peer to peer, nobody looks at it.
@@ -181,7 +181,11 @@ impl Control for Fake {
         let VerifyRequest { agent, disk, wanted } = request;
         let agent = agent.map_or_else(String::new, |agent| agent.to_string());
         self.note(format!("verify {agent} {disk:?} {wanted:?}"))?;
-        Ok(self.plan(&Which { agent, disk }, "", ""))
+        let one = match wanted {
+            Wanted::Named(mut names) if names.len() == 1 => names.pop(),
+            _ => None,
+        };
+        Ok(self.plan(&Which { agent, disk }, &one.unwrap_or_default(), ""))
     }
 
     fn record_boot(&self, which: &Which, checkpoint: &str, test: &BootTest) -> Result<(), Problem> {
