@@ -1,9 +1,11 @@
 //! Starts a checkpoint in a virtual machine: for a person ([`run`]), or to prove that it starts ([`prove`]).
 //!
 //! The dispatcher exports the disks to sockets that only the caller reaches, and QEMU runs with the caller's rights. What the machine
-//! writes goes to files that have no name. What must never happen here: a machine, an export or a file that outlives the command.
+//! writes goes to files that have no name. What must never happen here: a machine, an export or a file that outlives the
+//! command, however that ends. (After SIGKILL, 'blxctl cancel' ends the export.)
 
 pub(crate) mod console;
+mod proof;
 mod qemu;
 
 use std::ffi::OsString;
@@ -13,11 +15,9 @@ use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use blxrep_dbus::proxy::Options;
-use blxrep_dbus::words::BootResult;
 use blxrep_dbus::{ACTION_CHECKPOINT, ACTION_INSPECT, ACTION_RESTORE};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
@@ -25,9 +25,10 @@ use tokio::time::{sleep_until, timeout};
 use zbus::wire::{Fd, OwnedObjectPath};
 
 use self::console::{Awaited, Console, Verdict};
+use self::proof::Proof;
 use self::qemu::{Drive, PROGRAM, Serial};
 use crate::connect::Daemon;
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::job::Stop;
 use crate::model::{Checkpoint, text};
 
@@ -37,8 +38,6 @@ const OVERLAYS: &str = "/var/tmp";
 const END_MAX: Duration = Duration::from_secs(5);
 /// How long is read on when it is known how a start ended: the next lines say more.
 const READ_ON: Duration = Duration::from_secs(1);
-/// The last lines of a console that are shown of a start that failed.
-const LINES_SHOWN: usize = 12;
 
 /// Which checkpoint, and with what.
 pub(crate) struct Request {
@@ -229,12 +228,10 @@ impl<'a> Exported<'a> {
                 end = Instant::now() + READ_ON;
             }
         }
+        // Where its console ended before the time, it has ended.
         let is_late = Instant::now() >= end;
-        let status = if is_late {
-            None
-        } else {
-            Some(machine.0.wait().await.map_err(|e| cannot("wait for the machine", &e))?)
-        };
+        let status = if is_late { None } else { timeout(END_MAX, machine.0.wait()).await.ok() };
+        let status = status.transpose().map_err(|e| cannot("wait for the machine", &e))?;
         machine.end().await?;
         let verdict = match (console.verdict(), status) {
             (Some(verdict), _) => verdict.clone(),
@@ -284,62 +281,6 @@ fn others<'a>(rows: &'a [Checkpoint], disk: &str, checkpoint: &str) -> Vec<&'a C
     found
 }
 
-/// What came of a start.
-pub(crate) struct Proof {
-    agent: String,
-    disk: String,
-    checkpoint: String,
-    verdict: Verdict,
-    seconds: u64,
-    console: String,
-}
-
-impl Proof {
-    fn result(&self) -> BootResult {
-        match self.verdict {
-            Verdict::Up => BootResult::Passed,
-            Verdict::Failed(_) => BootResult::Failed,
-        }
-    }
-
-    /// For standard output; empty if it did not start.
-    pub(crate) fn text(&self) -> String {
-        let Self { agent, disk, checkpoint, seconds, .. } = self;
-        match self.verdict {
-            Verdict::Up => format!("checkpoint {checkpoint} of {agent}'s {disk}: boots, in {seconds} s\n"),
-            Verdict::Failed(_) => String::new(),
-        }
-    }
-
-    /// Why it is no success; `None` if it is one.
-    pub(crate) fn failure(&self) -> Option<Failure> {
-        let Verdict::Failed(why) = &self.verdict else { return None };
-        let Self { agent, disk, checkpoint, console, .. } = self;
-        let mut message = format!("checkpoint {checkpoint} of {agent}'s {disk} does not boot: {why}");
-        let lines: Vec<_> = console.lines().filter(|line| !line.trim().is_empty()).collect();
-        for line in lines.iter().skip(lines.len().saturating_sub(LINES_SHOWN)) {
-            message.push_str(&format!("\n  {line}"));
-        }
-        Some(Failure::new(Exit::Damaged, message))
-    }
-
-    pub(crate) fn json(&self) -> Value {
-        let reason = match &self.verdict {
-            Verdict::Up => None,
-            Verdict::Failed(why) => Some(why),
-        };
-        json!({
-            "agent": self.agent,
-            "disk": self.disk,
-            "checkpoint": self.checkpoint,
-            "boot": self.result().as_str(),
-            "reason": reason,
-            "seconds": self.seconds,
-            "console": self.console,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -367,39 +308,5 @@ mod tests {
         let found = others(&rows, "a", "20261121203456");
         let found: Vec<_> = found.iter().map(|row| (&*row.disk, &*row.checkpoint)).collect();
         assert_eq!(found, [("b", "20261121203456-2"), ("d", "20261121203400")]);
-    }
-
-    fn proof(verdict: Verdict) -> Proof {
-        Proof {
-            agent: "web1".into(),
-            disk: "sda".into(),
-            checkpoint: "20261121203456".into(),
-            verdict,
-            seconds: 15,
-            console: (1..30).map(|n| format!("line {n}\n\n")).collect(),
-        }
-    }
-
-    #[test]
-    fn a_start_that_failed_shows_the_consoles_end_and_damage() {
-        let failed = proof(Verdict::Failed("the kernel panicked".into()));
-        let failure = failed.failure().unwrap();
-        assert_eq!((failure.exit, failed.text().as_str()), (Exit::Damaged, ""));
-        assert!(failure.message.starts_with(
-            "checkpoint 20261121203456 of web1's sda does not boot: the kernel panicked\n  line 18\n"
-        ));
-        assert!(failure.message.ends_with("\n  line 29"));
-        assert_eq!(
-            (&failed.json()["boot"], &failed.json()["reason"]),
-            (&json!("failed"), &json!("the kernel panicked"))
-        );
-    }
-
-    #[test]
-    fn a_start_that_came_up() {
-        let passed = proof(Verdict::Up);
-        assert_eq!(passed.text(), "checkpoint 20261121203456 of web1's sda: boots, in 15 s\n");
-        assert_eq!(passed.failure(), None);
-        assert_eq!((&passed.json()["boot"], &passed.json()["reason"]), (&json!("passed"), &Value::Null));
     }
 }
