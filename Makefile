@@ -99,6 +99,7 @@ bench: ## Measure, in a release build (sudo make bench)
 	tools/cargo build --package blxrep --release --bins --examples
 	tools/with-bpffs bench/run
 	tools/with-bpffs bench/compare
+	tools/with-bpffs bench/restore
 
 install: $(PROFILE:dev=) ## Install below DESTDIR and PREFIX (/usr/local)
 	$(INSTALL) -m 755 $(BUILT)/blxrep $(DESTDIR)$(BINDIR)/blxrep

@@ -65,6 +65,7 @@ JSON:
   ok       whether the exit code is 0
   daemons  an array: role, bus_name, version, disks_total, disks_protected,
            disks_attention, agents_without_disks, agents_refused (agent, message, advice),
+           targets_unfinished (agent, message, advice),
            disks as of 'disks' with protected and problems (kind, message, advice) added,
            scrub (every_usec, progress, began_usec, last_began_usec, last_ended_usec, damaged;
            null on an agent),
@@ -106,11 +107,16 @@ TARGET is opened with your own rights, and every block is verified. A new file i
 it is whole; nothing that exists is overwritten. A block device must not be in use. Ctrl-C cancels and waits until the daemon has \
 cleaned up; a second one leaves.
 
+On an agent: --agent may name another one whose disks the dispatcher lets this one restore. Only what a device does not hold \
+already is sent, and a restore that was interrupted goes on when it is begun again. A device that holds a file system, a partition \
+table, LVM, md or encryption is refused unless it is named twice.
+
 With --no-wait nobody would be left to give a new file its name: the daemon itself makes it, and must be able to write there.
 
 Examples:
   blxctl restore --agent web1 latest web1.img
   blxctl restore --agent web1 --disk sda 202611212034 /dev/sdb
+  blxctl restore latest /dev/sdb2 --partition 2 --overwrite /dev/sdb2
 
 Exit codes:
   0  done, and every byte is right; blocks that the agent's disk could not read are zeros,
@@ -356,6 +362,12 @@ pub(crate) enum Command {
         which: Which,
         /// A new file, or a block device that is not in use
         target: PathBuf,
+        /// Only this partition of the disk, by its number; only on an agent
+        #[arg(long, value_name = "NUMBER")]
+        partition: Option<u32>,
+        /// The target once more, if what a device holds is to be overwritten; only on an agent
+        #[arg(long, value_name = "TARGET")]
+        overwrite: Option<PathBuf>,
         #[command(flatten)]
         wait: Wait,
     },
@@ -573,7 +585,7 @@ mod tests {
         let cli =
             parse("blxctl restore latest /dev/sdb --agent web1 --disk sda --role dispatcher --json").unwrap();
         assert_eq!((cli.role, cli.json), (Some(Role::Dispatcher), true));
-        let Command::Restore { which, target, wait } = cli.command else { unreachable!() };
+        let Command::Restore { which, target, wait, .. } = cli.command else { unreachable!() };
         assert_eq!((which.agent.as_deref(), which.disk.as_deref()), (Some("web1"), Some("sda")));
         assert_eq!((which.checkpoint.as_str(), target, wait.no_wait), ("latest", "/dev/sdb".into(), false));
         let Command::Restore { which, .. } = parse("blxctl restore latest x.img").unwrap().command else {

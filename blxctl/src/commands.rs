@@ -6,7 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use blxrep_dbus::proxy::Options;
 use blxrep_dbus::words::{JobType, Role};
-use blxrep_dbus::{ACTION_CHECKPOINT, ACTION_INSPECT, ACTION_PAUSE, ACTION_RESTORE, job_path};
+use blxrep_dbus::{
+    ACTION_CHECKPOINT, ACTION_INSPECT, ACTION_PAUSE, ACTION_RESTORE, STARTED_BY_AGENT_UID, job_path,
+};
 use nix::unistd::{Uid, User};
 use serde_json::{Value, json};
 use zbus::wire::{Fd, ObjectPath, OwnedObjectPath};
@@ -38,7 +40,14 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Agents => agents(&daemon, json).await,
         Command::Disks { agent } => disks(&daemon, agent.as_deref(), json).await,
         Command::Show { disks, start, end } => checkpoints(&daemon, disks, [start, end], json).await,
-        Command::Restore { which, target, wait } => restore(&daemon, which, target, &wait, json).await,
+        Command::Restore { which, target, partition, overwrite, wait } => {
+            let mut options = disk_option(which.disk.clone());
+            options.extend(partition.map(|number| ("partition", number.into())));
+            if let Some(overwrite) = overwrite {
+                options.insert("overwrite", target::absolute(&overwrite)?.1.into());
+            }
+            restore(&daemon, which, target, options, &wait, json).await
+        }
         Command::Verify { which, start, .. } if start.boot => prove(&daemon, which, start, json).await,
         Command::Verify { which, wait, .. } => verify(&daemon, which, &wait, json).await,
         Command::Mount { shown, dir } => serve::mount(&daemon, shown, &dir, json).await,
@@ -135,6 +144,7 @@ async fn restore(
     daemon: &Daemon,
     which: Which,
     path: PathBuf,
+    mut options: Options<'_>,
     wait: &Wait,
     json: bool,
 ) -> Result<(), Failure> {
@@ -146,7 +156,6 @@ async fn restore(
     let stop = Stop::new()?;
     // Who should give a new file its name? Without us only the daemon can, so it makes the file.
     let target = if wait.no_wait && !is_device { None } else { Some(Target::open(&path)?) };
-    let mut options = disk_option(which.disk);
     if let Some(target) = &target {
         options.insert("output", Fd::from(target.fd()).into());
     }
@@ -266,7 +275,12 @@ async fn pause(daemon: &Daemon, disks: Disks, paused: bool, json: bool) -> Resul
 async fn jobs(daemon: &Daemon, json: bool) -> Result<(), Failure> {
     let mut jobs = daemon.objects().await?.jobs;
     for job in &mut jobs {
-        let uid = u32::try_from(job.started_by_uid).ok().map(Uid::from_raw);
+        let uid = u32::try_from(job.started_by_uid).ok();
+        if uid == Some(STARTED_BY_AGENT_UID) {
+            job.started_by = Some("agent".to_owned());
+            continue;
+        }
+        let uid = uid.map(Uid::from_raw);
         job.started_by = uid.and_then(|uid| User::from_uid(uid).ok().flatten()).map(|user| user.name);
     }
     show(json, || array(&jobs, Job::json), || render::jobs(&jobs))

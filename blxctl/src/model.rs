@@ -200,6 +200,8 @@ pub(crate) struct Agent {
     pub(crate) disks: u64,
     /// Why a machine of this name is refused; empty if none is.
     pub(crate) refused: String,
+    /// The devices of its host that hold only a part of a restore.
+    pub(crate) unfinished: Vec<String>,
 }
 
 impl Agent {
@@ -213,6 +215,7 @@ impl Agent {
             last_seen_usec: number(named, "last_seen_usec"),
             disks: number(named, "disks"),
             refused: text(named, "refused"),
+            unfinished: texts(named, "unfinished"),
         }
     }
 

@@ -238,6 +238,13 @@ impl Report {
         refused.map(move |agent| (agent, advice(agent)))
     }
 
+    /// The devices that hold only a part of a restore: whose host, what, and what to do.
+    fn unfinished<'a>(&'a self) -> impl Iterator<Item = (&'a Agent, &'a str, &'static str)> {
+        const ADVICE: &str = "restore it again: what it holds already is not sent once more";
+        let of = |agent: &'a Agent| agent.unfinished.iter().map(move |text| (agent, text.as_str(), ADVICE));
+        self.agents.iter().flat_map(of)
+    }
+
     /// The disks that something is wrong with.
     fn disks_attention(&self) -> usize {
         self.disks.iter().filter(|disk| !is_protected(disk) || !troubles(disk).is_empty()).count()
@@ -245,7 +252,7 @@ impl Report {
 
     /// All that needs attention.
     fn attention(&self) -> usize {
-        self.disks_attention() + self.silent().count() + self.refused().count()
+        self.disks_attention() + self.silent().count() + self.refused().count() + self.unfinished().count()
     }
 
     fn text(&self, both: bool) -> String {
@@ -263,6 +270,9 @@ impl Report {
         let mut problems = String::new();
         for (agent, advice) in self.refused() {
             problems.push_str(&format!("  {}: {}\n    {advice}\n", agent.id, agent.refused));
+        }
+        for (agent, text, advice) in self.unfinished() {
+            problems.push_str(&format!("  {}: {text}\n    {advice}\n", agent.id));
         }
         for disk in &self.disks {
             for (_, text, advice) in self.problems(disk, both) {
@@ -302,6 +312,7 @@ impl Report {
             value
         };
         let refused = |(agent, advice): (&Agent, String)| json!({ "agent": agent.id, "message": agent.refused, "advice": advice });
+        let unfinished = |(agent, message, advice): (&Agent, &str, &str)| json!({ "agent": agent.id, "message": message, "advice": advice });
         json!({
             "role": self.role.as_str(),
             "bus_name": bus_name(self.role),
@@ -309,6 +320,7 @@ impl Report {
             "disks_total": self.disks.len(),
             "disks_protected": self.protected(),
             "disks_attention": self.disks_attention(),
+            "targets_unfinished": self.unfinished().map(unfinished).collect::<Vec<_>>(),
             "agents_refused": self.refused().map(refused).collect::<Vec<_>>(),
             "agents_without_disks": self.silent().map(|agent| &agent.id).collect::<Vec<_>>(),
             "disks": self.disks.iter().map(disk).collect::<Vec<_>>(),

@@ -138,6 +138,8 @@ pub struct AgentStatus {
     pub disks: u32,
     /// Why a machine of this name is refused, if one is; empty if not.
     pub refused: String,
+    /// Devices that hold only a part of a restore, a sentence each; only an agent knows its own.
+    pub unfinished: Vec<String>,
 }
 
 /// A checkpoint was committed.

@@ -21,19 +21,14 @@ use std::time::{Duration, Instant};
 
 use blxrep::agent::fetch::{FetchError, FetchRequest, fetch};
 use blxrep::agent::link::Dial;
-use blxrep::geometry::Geometry;
 use blxrep::restore::{Output, Progress, RestoreReport};
+use blxrep::wire::Endpoint;
 use blxrep::wire::frame::{decode_message, encode_message};
-use blxrep::wire::key::hex;
-use blxrep::wire::message::{RestoreDown, RestoreUp};
-use blxrep::wire::socket::ConnectError;
-use blxrep::wire::{Endpoint, header};
+use blxrep::wire::message::{Fetch, RestoreDown, RestoreUp};
 use blxrep_dbus::problem::ProblemKind;
 use common::lab::{BLXREP, Lab, TestDisk, run, wait_for};
-use common::wire::{dial, next, send, session};
-use futures_util::StreamExt;
+use common::wire::{dial, next, send};
 use tokio::runtime::Runtime;
-use tokio::task::JoinHandle;
 
 const GO_ON: Progress<'_> = &|_, _| ControlFlow::Continue(());
 
@@ -51,24 +46,17 @@ fn store(lab: &Lab, agent: &str, disk: &TestDisk) -> String {
     rows[0]["disk"].as_str().unwrap().to_owned()
 }
 
-/// A session of an agent whose only disk is a new one that nothing is stored of: the worst day.
-struct Session {
+/// Somebody with the key of an agent, and nothing else: the worst day.
+struct Rescue {
     dial: Dial,
-    token: [u8; 16],
-    /// Answers pings; aborted, it ends the session.
-    config: JoinHandle<()>,
     out: PathBuf,
 }
 
-impl Session {
-    fn begin(lab: &Lab, runtime: &Runtime, agent: &str) -> Self {
-        let dial = dial(lab, agent);
-        let new = Geometry::new(4 << 20, 12).unwrap();
-        let (mut config, token) = runtime.block_on(session(&dial, "brandnew", new));
-        let config = runtime.spawn(async move { while config.next().await.is_some_and(|m| m.is_ok()) {} });
+impl Rescue {
+    fn new(lab: &Lab, agent: &str) -> Self {
         let out = PathBuf::from(lab.path(&format!("out-{agent}")));
         fs::create_dir_all(&out).unwrap();
-        Self { dial, token, config, out }
+        Self { dial: dial(lab, agent), out }
     }
 
     fn fetch(
@@ -78,12 +66,20 @@ impl Session {
         checkpoint: &str,
         progress: Progress<'_>,
     ) -> Result<RestoreReport, FetchError> {
-        let (disk, checkpoint) = (disk.map(str::to_owned), checkpoint.to_owned());
-        let request = FetchRequest { disk, checkpoint, output: Output::Path(self.out.join("x.img")) };
-        let result = fetch(&self.dial, self.token, request, runtime.handle(), progress);
+        let request = request(disk, checkpoint, Output::Path(self.out.join("x.img")));
+        let result = self.fetch_as(runtime, request, progress);
         let left = fs::read_dir(&self.out).unwrap().count();
         assert_eq!(left, usize::from(result.is_ok()), "left behind after {result:?}");
         result
+    }
+
+    fn fetch_as(
+        &self,
+        runtime: &Runtime,
+        request: FetchRequest,
+        progress: Progress<'_>,
+    ) -> Result<RestoreReport, FetchError> {
+        fetch(&self.dial, request, runtime.handle(), progress, &mut |_| Ok(()))
     }
 
     /// A fetch that must give these bytes.
@@ -111,10 +107,10 @@ impl Session {
     }
 }
 
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.config.abort();
-    }
+/// Of the own agent's disks; what is cut is not tried again.
+fn request(disk: Option<&str>, checkpoint: &str, output: Output) -> FetchRequest {
+    let (disk, checkpoint) = (disk.map(str::to_owned), checkpoint.to_owned());
+    FetchRequest { agent: None, disk, checkpoint, partition: None, output, patience: Duration::ZERO }
 }
 
 fn runtime() -> Runtime {
@@ -131,14 +127,14 @@ fn an_agent_gets_its_own_checkpoints_and_no_others() {
     [&agent, &stranger, &newcomer].iter().for_each(|agent| drop(lab.enroll(agent)));
     lab.start_dispatcher(&["--sync-freq", "1s"]);
     let one_id = store(&lab, &agent, &one);
-    let own = Session::begin(&lab, &runtime, &agent);
+    let own = Rescue::new(&lab, &agent);
     let bytes = fs::read(&one.path).unwrap();
     own.gives(&runtime, None, "latest", &bytes);
     drop(own);
     store(&lab, &agent, &two);
     let other_id = store(&lab, &stranger, &other);
 
-    let own = Session::begin(&lab, &runtime, &agent);
+    let own = Rescue::new(&lab, &agent);
     let first = lab.show(&agent, Some(&one.name))[0]["checkpoint"].as_str().unwrap().to_owned();
     for disk in [one_id.as_str(), &one.name, &one.path] {
         let report = own.gives(&runtime, Some(disk), "latest", &bytes);
@@ -162,21 +158,30 @@ fn an_agent_gets_its_own_checkpoints_and_no_others() {
         let (kind, reason, _) = own.refused(&runtime, Some(disk), "latest");
         assert_eq!(kind, ProblemKind::NoSuchDisk, "{reason}");
     }
-    let theirs = Session::begin(&lab, &runtime, &stranger);
+    let theirs = Rescue::new(&lab, &stranger);
     theirs.gives(&runtime, None, "latest", &fs::read(&other.path).unwrap());
     assert_eq!(theirs.refused(&runtime, Some(&one_id), "latest").0, ProblemKind::NoSuchDisk);
-    let nothing = Session::begin(&lab, &runtime, &newcomer);
+    let nothing = Rescue::new(&lab, &newcomer);
     let (kind, reason, _) = nothing.refused(&runtime, None, "latest");
     assert!(kind == ProblemKind::NoSuchAgent && !reason.contains(&agent), "{reason}");
-    // Another agent's session is no session.
-    let mixed = Session {
-        token: own.token,
-        dial: theirs.dial.clone(),
-        config: runtime.spawn(async {}),
-        out: own.out.clone(),
+    // Another agent's checkpoints only where the agents file says so, and no others even then.
+    let of_other = || FetchRequest {
+        agent: Some(stranger.parse().unwrap()),
+        ..request(None, "latest", Output::Path(own.out.join("y.img")))
     };
-    let error = mixed.fetch(&runtime, None, "latest", GO_ON).unwrap_err();
-    assert!(matches!(error, FetchError::Connect(ConnectError::Refused { status: 403, .. })), "{error}");
+    let denied = own.fetch_as(&runtime, of_other(), GO_ON).unwrap_err();
+    assert!(matches!(&denied, FetchError::Refused { kind: ProblemKind::Refused, .. }), "{denied}");
+    assert!(denied.to_string().contains(&format!("restores:{stranger}")), "{denied}");
+    let agents = lab.path("agents");
+    let lines = fs::read_to_string(&agents).unwrap();
+    let (line, rest) = lines.split_once('\n').unwrap();
+    assert!(line.starts_with(&agent), "{lines}");
+    fs::write(&agents, format!("{line} restores:{stranger}\n{rest}")).unwrap();
+    let report = own.fetch_as(&runtime, of_other(), GO_ON).unwrap();
+    assert!(fs::read(&report.output).unwrap() == fs::read(&other.path).unwrap());
+    let of_third = FetchRequest { agent: Some(newcomer.parse().unwrap()), ..of_other() };
+    let denied = own.fetch_as(&runtime, of_third, GO_ON).unwrap_err();
+    assert!(matches!(&denied, FetchError::Refused { kind: ProblemKind::Refused, .. }), "{denied}");
 }
 
 #[test]
@@ -195,11 +200,11 @@ fn an_agent_that_may_not_restore_and_a_damaged_store() {
     run("chmod", &["600", &key_file]);
     lab.start_dispatcher(&["--sync-freq", "1s"]);
     store(&lab, &agent, &disk);
-    let session = Session::begin(&lab, &runtime, &agent);
+    let session = Rescue::new(&lab, &agent);
     let bytes = fs::read(&disk.path).unwrap();
     session.gives(&runtime, None, "latest", &bytes);
 
-    let other = Session::begin(&lab, &runtime, &barred);
+    let other = Rescue::new(&lab, &barred);
     let (kind, reason, _) = other.refused(&runtime, None, "latest");
     assert!(kind == ProblemKind::Refused && reason.contains("no-restore"), "{reason}");
     // The line is read at every connection.
@@ -231,8 +236,7 @@ fn an_agent_that_may_not_restore_and_a_damaged_store() {
     fill(&target, 8);
     let before = fs::read(&target.path).unwrap();
     let output = Output::Path(PathBuf::from(&target.path));
-    let request = FetchRequest { disk: None, checkpoint: "latest".into(), output };
-    let error = fetch(&session.dial, session.token, request, runtime.handle(), GO_ON).unwrap_err();
+    let error = session.fetch_as(&runtime, request(None, "latest", output), GO_ON).unwrap_err();
     assert!(matches!(error, FetchError::Refused { kind: ProblemKind::Damaged, .. }), "{error}");
     assert!(!error.to_string().contains("only a part") && fs::read(&target.path).unwrap() == before);
     let found = verify(&["--json"]);
@@ -255,7 +259,7 @@ fn a_fetch_that_is_cut_or_canceled_leaves_nothing() {
     let size: u64 = 96 << 20;
     let writes = |done: u64, total: u64| total > 2 * size && done > total - 2 * size + (size >> 3);
 
-    let session = Session::begin(&lab, &runtime, &agent);
+    let session = Rescue::new(&lab, &agent);
     let cancel =
         |done, total| if writes(done, total) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
     let error = session.fetch(&runtime, None, "latest", &cancel).unwrap_err();
@@ -267,14 +271,14 @@ fn a_fetch_that_is_cut_or_canceled_leaves_nothing() {
             OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&given).unwrap();
         Output::Open { file, name: "given".into() }
     };
-    let request = FetchRequest { disk: None, checkpoint: "latest".into(), output: output() };
-    fetch(&session.dial, session.token, request, runtime.handle(), &cancel).unwrap_err();
+    session.fetch_as(&runtime, request(None, "latest", output()), &cancel).unwrap_err();
     assert_eq!(fs::metadata(&given).unwrap().len(), 0);
 
     // Some that are not read from keep their place.
-    let mut headers = session.dial.headers();
-    headers.push((header::SESSION, hex(&session.token)));
-    let wanted = encode_message(&RestoreUp::Fetch { disk: Some(id), checkpoint: "latest".into() }).unwrap();
+    let headers = session.dial.headers();
+    let (agent_id, checkpoint) = (agent.parse().unwrap(), "latest".into());
+    let wanted = Fetch { agent: agent_id, disk: Some(id), checkpoint, partition: None, resumes: false };
+    let wanted = encode_message(&RestoreUp::Fetch(wanted)).unwrap();
     let mut idle = Vec::new();
     for _ in 0..4 {
         let mut socket = runtime.block_on(session.dial.open(Endpoint::Restore, &headers)).unwrap();
@@ -284,7 +288,7 @@ fn a_fetch_that_is_cut_or_canceled_leaves_nothing() {
         idle.push(socket);
     }
     let (kind, reason, _) = session.refused(&runtime, None, "latest");
-    assert!(kind == ProblemKind::Failed && reason.contains("4 restores"), "{reason}");
+    assert!(kind == ProblemKind::Busy && reason.contains("4 restores"), "{reason}");
     // A second message ends a connection.
     runtime.block_on(async {
         let socket = idle.last_mut().unwrap();
@@ -293,27 +297,26 @@ fn a_fetch_that_is_cut_or_canceled_leaves_nothing() {
     });
     drop(idle);
 
-    let config = session.config.abort_handle();
-    let end_session = |done, total| {
-        if writes(done, total) {
-            config.abort();
+    // An agent whose line is taken out of the agents file is cut off, and not tried again for ever.
+    let agents = lab.path("agents");
+    let lines = fs::read_to_string(&agents).unwrap();
+    let cut_off = |done, total| {
+        if writes(done, total) && fs::metadata(&agents).unwrap().len() > 0 {
+            fs::write(&agents, "").unwrap();
+            // No more is taken until that is seen.
+            std::thread::sleep(Duration::from_secs(3));
         }
         ControlFlow::Continue(())
     };
     wait_for("a place for a fetch", 30, || {
-        let result = session.fetch(&runtime, None, "latest", &end_session);
+        let result = session.fetch(&runtime, None, "latest", &cut_off);
         let error = result.unwrap_err();
-        assert!(
-            matches!(
-                error,
-                FetchError::Refused { kind: ProblemKind::Failed, .. } | FetchError::Broken { .. }
-            ),
-            "{error}"
-        );
-        matches!(error, FetchError::Broken { .. })
+        let busy = matches!(error, FetchError::Refused { kind: ProblemKind::Busy, .. });
+        assert!(busy || matches!(error, FetchError::Cut { .. }), "{error}");
+        !busy
     });
+    fs::write(&agents, &lines).unwrap();
 
-    let session = Session::begin(&lab, &runtime, &agent);
     let dispatcher = lab.dispatcher.as_ref().unwrap().child.id().to_string();
     let began = Instant::now();
     let kill = |done, total| {

@@ -345,9 +345,7 @@ async fn garbage_on_every_endpoint() {
     }
     let mut without = headers.clone();
     without.retain(|(name, _)| *name != header::SESSION);
-    for endpoint in [Endpoint::Live, Endpoint::Restore] {
-        assert!(dial.open(endpoint, &without).await.is_err(), "the session must be named on {endpoint}");
-    }
+    assert!(dial.open(Endpoint::Live, &without).await.is_err(), "the session must be named");
 
     for bytes in garbage.iter().chain(&[vec![0; FRAME_MAX_BYTES + 1]]) {
         for endpoint in [Endpoint::Live, Endpoint::Snapshot, Endpoint::Restore] {

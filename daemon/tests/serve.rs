@@ -186,6 +186,7 @@ fn a_mount_has_the_disk_and_its_partitions_which_can_be_mounted() {
     let (dir, part) = (store.lab.path("mnt"), store.lab.path("part"));
     fs::create_dir_all(&dir).unwrap();
     fs::create_dir_all(&part).unwrap();
+    let _umount = Umount(&dir);
     for (n, content) in [(0, "one"), (1, "two"), (2, "two")] {
         let mut process =
             store.start(&[store.args("mount", &store.ids[n]), vec![&dir]].concat(), "is mounted");
@@ -224,7 +225,7 @@ struct Umount<'a>(&'a str);
 impl Drop for Umount<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let _ = Command::new("umount").arg(self.0).status();
+            let _ = Command::new("umount").args(["--lazy", self.0]).status();
         }
     }
 }
@@ -240,6 +241,7 @@ fn damage_is_an_input_output_error_and_the_log_names_the_file() {
     fs::write(&img, bytes).unwrap();
     let dir = store.lab.path("mnt");
     fs::create_dir_all(&dir).unwrap();
+    let _umount = Umount(&dir);
     let mut process = store.start(&[store.args("mount", "latest"), vec![&dir]].concat(), "is mounted");
     let mut part = fs::File::open(format!("{dir}/part2.img")).unwrap();
     let error = std::io::copy(&mut part, &mut std::io::sink()).unwrap_err();

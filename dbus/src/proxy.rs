@@ -27,7 +27,9 @@ pub trait Manager {
 
     /// Brings a checkpoint (an id, YYYYMMDDHHMM or `latest`) back into `target`: a new file, or a block device that is
     /// not in use. Options: `disk` (s), and `output` (h): an open empty file or block device to write to, `target` being
-    /// only its name then.
+    /// only its name then. On an agent `agent` may be another one, if the dispatcher lets this one restore its disks; and
+    /// there are `partition` (u): only this partition of the disk, and `overwrite` (s): `target` once more, without which a
+    /// device that holds a file system or the like is refused.
     #[zbus(allow_interactive_auth)]
     fn restore(
         &self,
@@ -136,7 +138,8 @@ pub trait Manager {
 
     /// On a dispatcher, the agents that are stored or connected: `id` s, `connected` b, `hostname` s, `version` s,
     /// `address` s, `last_seen_usec` t (since 1970; 0 if never), `disks` u and `refused` s (why a machine of this name was
-    /// refused of late; empty if none was). On an agent, itself alone.
+    /// refused of late; empty if none was). On an agent, itself alone, and in `unfinished` (as) a sentence for each device
+    /// that holds only a part of a restore.
     #[zbus(property(emits_changed_signal = "false"))]
     fn agents(&self) -> zbus::Result<Vec<Details>>;
 
@@ -179,7 +182,7 @@ pub trait Job {
     #[zbus(property(emits_changed_signal = "const"))]
     fn target(&self) -> zbus::Result<String>;
 
-    /// Who began it.
+    /// Who began it; [`crate::STARTED_BY_AGENT_UID`] for a restore to an agent, which began there.
     #[zbus(property(emits_changed_signal = "const"), name = "StartedByUID")]
     fn started_by_uid(&self) -> zbus::Result<u32>;
 

@@ -117,6 +117,25 @@ fn a_machine_that_is_refused_and_the_right_one_beside_it() {
 }
 
 #[test]
+fn a_device_that_holds_a_part_of_a_restore() {
+    let mut reports = agent(vec![disk("web1", "sda")]);
+    reports[0].agents[0].unfinished = vec!["/dev/sdb holds only a part of it".into()];
+    assert_snapshot!(text(&reports), @r"
+    1 of 1 disk protected, 1 needs attention
+
+    AGENT  DISK  STATE     NEWEST    EXPOSED  CLASS
+    web1   sda   idle   3 min ago  12.00 MiB  filesystem
+
+    to do:
+      web1: /dev/sdb holds only a part of it
+        restore it again: what it holds already is not sent once more
+    ");
+    assert_eq!(exit(&reports), Some(Exit::Attention));
+    let told = &json(&reports)["daemons"][0]["targets_unfinished"][0];
+    assert!(told["message"] == "/dev/sdb holds only a part of it" && told["agent"] == "web1", "{told}");
+}
+
+#[test]
 fn a_disk_is_late_after_two_intervals_and_a_minute_and_not_before() {
     let aged = |lag| Disk { lag_usec: Some(lag), ..disk("web1", "sda") };
     assert!(is_protected(&aged(660_000_000)) && !is_protected(&aged(660_000_001)));
@@ -382,6 +401,7 @@ fn for_programs() {
           "jobs": [],
           "role": "dispatcher",
           "scrub": null,
+          "targets_unfinished": [],
           "version": "0.1.0"
         }
       ],

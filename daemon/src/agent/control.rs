@@ -1,6 +1,6 @@
 //! What the bus may ask of an agent. Checkpoints are the dispatcher's: what of them is shown and given is its decision.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,15 +10,17 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::fetch::{FetchError, FetchRequest, fetch};
+use super::fetch::{FetchError, FetchRequest, PATIENCE, fetch};
 use super::link::Dial;
+use super::occupied::check_device;
 use super::shared::{Shared, not_connected};
+use super::unfinished::Record;
 use crate::boot_test::BootTest;
 use crate::bus::control::{
     About, Control, Details, Failure, Planned, Progress, RestoreRequest, ServeRequest, Which,
 };
 use crate::bus::outcome::{Compared, canceled, check_target, report, restored, value};
-use crate::checkpoint::select::{SelectError, select};
+use crate::checkpoint::Checkpoint;
 use crate::clock::unix_ms;
 use crate::dispatcher::scrub::ScrubStatus;
 use crate::ids::{AgentId, CheckpointId, DiskId};
@@ -72,6 +74,7 @@ impl Control for AgentControl {
                 Some(reason) => format!("this machine is refused: {reason}"),
                 None => String::new(),
             },
+            unfinished: self.shared.unfinished.all().iter().map(Record::to_string).collect(),
         }]
     }
 
@@ -139,28 +142,36 @@ impl Control for AgentControl {
     }
 
     fn restore(&self, request: RestoreRequest) -> Result<Planned, Problem> {
-        let RestoreRequest { which, checkpoint, target, output } = request;
-        let rows = self.show(&which, None, None)?;
-        let (disk, id) = choose(&rows, &checkpoint)?;
+        let RestoreRequest { which, checkpoint, target, output, partition, overwrite } = request;
+        let agent = if which.agent.is_empty() { self.shared.agent.clone() } else { which.agent()? };
         let about = About {
-            agent: self.shared.agent.to_string(),
-            disk: disk.clone(),
-            checkpoint: id.to_string(),
+            agent: agent.to_string(),
+            disk: which.disk.clone().unwrap_or_default(),
+            checkpoint: checkpoint.clone(),
             target: target.display().to_string(),
         };
+        let unfinished = &self.shared.unfinished;
+        // What a restore began to overwrite was allowed to be.
+        if overwrite.is_some() || !unfinished.contains(&target) {
+            check_device(&target, overwrite.as_deref())?;
+        }
         let output = match output {
-            Some(file) => Output::Open { file, name: target },
+            Some(file) => Output::Open { file, name: target.clone() },
             None => {
                 check_target(&target, &self.shared.config.borrow().state_dir)?;
-                Output::Path(target)
+                Output::Path(target.clone())
             }
         };
+        let (agent, disk) = (Some(agent), which.disk);
+        let request = FetchRequest { agent, disk, checkpoint, partition, output, patience: PATIENCE };
         let (shared, dial, runtime) = (self.shared.clone(), self.dial.clone(), self.runtime.clone());
         let work = move |progress: &Progress| {
-            let uplink = shared.uplink.borrow().clone().ok_or_else(not_connected)?;
-            let request = FetchRequest { disk: Some(disk), checkpoint: id.to_string(), output };
-            let done = fetch(&dial, uplink.session, request, &runtime, &report(progress));
-            done.map(|done| restored(&done)).map_err(failure)
+            let mut note =
+                |checkpoint: &Checkpoint| shared.unfinished.begin(Record::new(&target, checkpoint));
+            let done = fetch(&dial, request, &runtime, &report(progress), &mut note).map_err(failure)?;
+            let kept = shared.unfinished.end(&target);
+            kept.map_err(|e| Problem::new(ProblemKind::Failed, format!("{}: {e}", target.display())))?;
+            Ok(restored(&done))
         };
         Ok(Planned { about, work: Box::new(work) })
     }
@@ -192,29 +203,6 @@ impl Control for AgentControl {
     }
 }
 
-/// The disk and checkpoint that are meant among those the dispatcher shows.
-fn choose(rows: &[ShowRow], checkpoint: &str) -> Result<(String, CheckpointId), Problem> {
-    let disks: BTreeSet<&str> = rows.iter().map(|row| row.disk.as_str()).collect();
-    let disk = match (disks.first(), disks.len()) {
-        (Some(disk), 1) => (*disk).to_owned(),
-        (None, _) => {
-            let text = "the dispatcher has no checkpoint of this: see 'blxctl status'";
-            return Err(Problem::new(ProblemKind::NoSuchCheckpoint, text));
-        }
-        _ => {
-            let there = disks.into_iter().collect::<Vec<_>>().join(", ");
-            let text = format!("this agent has several disks, name one: {there}");
-            return Err(Problem::new(ProblemKind::InvalidArgument, text));
-        }
-    };
-    let ids: Vec<CheckpointId> = rows.iter().filter_map(|row| row.checkpoint.parse().ok()).collect();
-    let id = select(&ids, checkpoint).map_err(|error| match error {
-        SelectError::Form(_) => Problem::new(ProblemKind::InvalidArgument, error.to_string()),
-        SelectError::None { .. } => Problem::new(ProblemKind::NoSuchCheckpoint, error.to_string()),
-    })?;
-    Ok((disk, id))
-}
-
 /// A row as it may be shown: it comes from another machine.
 fn clean_row(row: ShowRow) -> ShowRow {
     ShowRow {
@@ -243,7 +231,9 @@ fn failure(error: FetchError) -> Failure {
             Failure { damage: damage.clone(), problem: Problem::new(kind, error.to_string()) }
         }
         FetchError::Connect(_) => Problem::new(ProblemKind::NotConnected, error.to_string()).into(),
-        FetchError::Broken { .. } => Problem::new(ProblemKind::Failed, error.to_string()).into(),
+        FetchError::Cut { .. } | FetchError::Broken { .. } => {
+            Problem::new(ProblemKind::Failed, error.to_string()).into()
+        }
     }
 }
 

@@ -27,10 +27,10 @@ use crate::freeze::final_pass::{FinalPassJob, final_pass};
 use crate::freeze::mountinfo::DeviceNumber;
 use crate::freeze::{place, topology};
 use crate::geometry::Geometry;
-use crate::hash::GroupDigest;
+use crate::hash::{GroupDigest, group_digest};
 use crate::ids::{CheckpointId, DiskId};
 use crate::message_id::SECTORS_UNREADABLE;
-use crate::reader::ahead::DigestsAhead;
+use crate::reader::ahead::HashesAhead;
 use crate::reader::{BlockReader, DirectReader, ReadError};
 use crate::status::{CheckpointAdded, DiskState, SharedDisk};
 use crate::tracker::{Tracker, TrackerError};
@@ -105,7 +105,7 @@ pub struct Worker {
     /// It is refused, or could not be opened again: nothing can be done for it before it is attached.
     failed: bool,
     /// While the disk is compared.
-    ahead: Option<DigestsAhead>,
+    ahead: Option<HashesAhead>,
     last_error: Option<String>,
     pulse: Arc<Pulse>,
     inbox: mpsc::Receiver<Inbound>,
@@ -376,10 +376,11 @@ impl Worker {
         let (path, geometry) = (&self.disk.device.path, self.disk.geometry);
         if self.ahead.is_none() {
             let reader = |_| Ok(Box::new(DirectReader::open(path, geometry)?) as Box<dyn BlockReader>);
-            let readers: Result<_, ReadError> = (0..DigestsAhead::readers()).map(reader).collect();
-            self.ahead = DigestsAhead::new(readers.ok()?, geometry).ok();
+            let readers: Result<_, ReadError> = (0..HashesAhead::readers()).map(reader).collect();
+            self.ahead = HashesAhead::new(readers.ok()?, geometry).ok();
         }
-        self.ahead.as_mut()?.digest(extent.first / geometry.group_blocks())
+        let hashes = self.ahead.as_mut()?.hashes(extent.first / geometry.group_blocks())?;
+        Some(group_digest(&hashes))
     }
 
     /// Says which blocks cannot be read; said once, until they are others.

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use blxrep_dbus::problem::{Problem, ProblemKind};
 use tokio::sync::{broadcast, mpsc, watch};
 
+use super::unfinished::Unfinished;
 use crate::config::AgentConfig;
 use crate::disk_list::DiskListError;
 use crate::freeze::alone::Alone;
@@ -57,6 +58,8 @@ pub struct Shared {
     pub watchdog: Watchdog,
     /// Whether the agent ends.
     pub stopping: AtomicBool,
+    /// The devices of this host that hold a part of a restore.
+    pub unfinished: Unfinished,
     pauses: Pauses,
     asks: mpsc::Sender<Ask>,
 }
@@ -67,6 +70,7 @@ impl Shared {
         config: AgentConfig,
         disks: Vec<Arc<SharedDisk>>,
         pauses: Pauses,
+        unfinished: Unfinished,
         watchdog: Watchdog,
     ) -> (Self, mpsc::Receiver<Ask>) {
         let (asks, asked) = mpsc::channel(ASKS_MAX);
@@ -83,6 +87,7 @@ impl Shared {
             checkpoints: broadcast::Sender::new(256),
             watchdog,
             stopping: AtomicBool::new(false),
+            unfinished,
             pauses,
             asks,
             agent,

@@ -168,15 +168,16 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath, Problem> {
-        let mut options = Options::new(options, &["disk", "output"])?;
+        let mut options = Options::new(options, &["disk", "output", "partition", "overwrite"])?;
         let which = which(agent, &mut options)?;
-        let output = options.file("output")?;
+        let (output, partition) = (options.file("output")?, options.number("partition")?);
+        let overwrite = options.text("overwrite")?.map(PathBuf::from);
         name("checkpoint", checkpoint)?;
         self::target(target, output.is_some())?;
         let call = Call { connection, header: &header };
         let uid = self.admit(&call, ACTION_RESTORE, &about(&which, checkpoint, target)).await?;
         let (checkpoint, target) = (checkpoint.to_owned(), PathBuf::from(target));
-        let request = RestoreRequest { which, checkpoint, target, output };
+        let request = RestoreRequest { which, checkpoint, target, output, partition, overwrite };
         self.begin(JobType::Restore, uid, move |control| control.restore(request)).await
     }
 
@@ -413,5 +414,6 @@ fn agent_details(agent: &AgentStatus) -> Details {
         ("last_seen_usec", agent.last_seen_unix_ms.saturating_mul(1000).into()),
         ("disks", agent.disks.into()),
         ("refused", agent.refused.clone().into()),
+        ("unfinished", agent.unfinished.clone().into()),
     ])
 }

@@ -22,10 +22,12 @@ use std::convert::Infallible;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use blxrep_dbus::words::Role;
-use blxrep_dbus::{BUS_NAME_AGENT, BUS_NAME_DISPATCHER, PATH_MANAGER, PATH_ROOT, SIGNAL_INTERVAL_MS};
+use blxrep_dbus::words::{JobType, Role};
+use blxrep_dbus::{
+    BUS_NAME_AGENT, BUS_NAME_DISPATCHER, PATH_MANAGER, PATH_ROOT, SIGNAL_INTERVAL_MS, STARTED_BY_AGENT_UID,
+};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{interval, sleep};
 use tracing::{debug, info, warn};
@@ -35,7 +37,7 @@ use zbus::fdo::{self, ObjectManager, RequestNameFlags};
 use zbus::object_server::SignalEmitter;
 
 use self::access::Access;
-use self::control::Control;
+use self::control::{Control, Planned};
 use self::disks::Disks;
 use self::manager::Manager;
 use crate::status::CheckpointAdded;
@@ -44,16 +46,18 @@ use crate::status::CheckpointAdded;
 const RETRY_MS: u64 = 5000;
 
 /// Serves a role on the system bus until `stop` turns true, then ends the jobs. Without a bus it goes on trying: a
-/// daemon replicates also where none is. `tried` hears of the end of the first attempt to get on the bus.
+/// daemon replicates also where none is. `begun` are restores that an agent begins, to be shown as jobs. `tried` hears of the
+/// end of the first attempt to get on the bus.
 pub async fn run(
     control: Arc<dyn Control>,
     checkpoints: broadcast::Receiver<CheckpointAdded>,
+    mut begun: mpsc::Receiver<Planned>,
     tried: oneshot::Sender<()>,
     mut stop: watch::Receiver<bool>,
 ) {
     let manager = Manager::new(control, Access::Polkit);
     tokio::select! {
-        never = stay_on_bus(&manager, Builder::system, &checkpoints, tried) => match never {},
+        never = stay_on_bus(&manager, Builder::system, &checkpoints, &mut begun, tried) => match never {},
         _ = stop.wait_for(|stop| *stop) => {}
     }
     manager.jobs.stop().await;
@@ -65,6 +69,7 @@ async fn stay_on_bus(
     manager: &Manager,
     bus: impl Fn() -> Builder<'static>,
     checkpoints: &broadcast::Receiver<CheckpointAdded>,
+    begun: &mut mpsc::Receiver<Planned>,
     tried: oneshot::Sender<()>,
 ) -> Infallible {
     let name = match manager.control.role() {
@@ -79,7 +84,7 @@ async fn stay_on_bus(
         match entered {
             Ok((connection, disks)) => {
                 info!("on the bus as {name}");
-                let lost = serve(manager, &connection, disks, checkpoints.resubscribe()).await;
+                let lost = serve(manager, &connection, disks, checkpoints.resubscribe(), begun).await;
                 warn!("off the bus ({lost}): nobody can call until it is back, all else goes on");
                 is_said = true;
             }
@@ -132,6 +137,7 @@ async fn serve(
     connection: &Connection,
     mut disks: Disks,
     mut checkpoints: broadcast::Receiver<CheckpointAdded>,
+    begun: &mut mpsc::Receiver<Planned>,
 ) -> zbus::Error {
     let mut tick = interval(Duration::from_millis(SIGNAL_INTERVAL_MS));
     loop {
@@ -144,6 +150,10 @@ async fn serve(
                 told
             }
             added = next(&mut checkpoints) => tell_checkpoint(connection, &added).await,
+            Some(planned) = begun.recv() => {
+                show_restore(manager, planned).await;
+                Ok(())
+            }
         };
         if let Err(error) = told {
             return error;
@@ -160,6 +170,17 @@ async fn look(manager: &Manager, connection: &Connection, disks: &mut Disks) -> 
     *manager.scrub.lock().unwrap_or_else(PoisonError::into_inner) = scrub;
     disks.show(connection, seen).await?;
     manager.jobs.signal_changes().await
+}
+
+/// Shows a restore that an agent began. One that cannot be shown goes on all the same.
+async fn show_restore(manager: &Manager, planned: Planned) {
+    let shown = match manager.jobs.slot() {
+        Ok(slot) => manager.jobs.begin(slot, JobType::Restore, STARTED_BY_AGENT_UID, planned).await,
+        Err(problem) => Err(problem),
+    };
+    if let Err(problem) = shown {
+        warn!("a restore to an agent is not shown as a job: {problem}");
+    }
 }
 
 async fn next(checkpoints: &mut broadcast::Receiver<CheckpointAdded>) -> CheckpointAdded {

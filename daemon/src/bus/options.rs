@@ -65,6 +65,14 @@ impl Options {
         Ok(flag?.unwrap_or(false))
     }
 
+    /// An option that is a number.
+    pub(super) fn number(&mut self, key: &str) -> Result<Option<u32>, Problem> {
+        self.take(key, "a number (u)", |value| match value {
+            Variant::U32(number) => Some(number),
+            _ => None,
+        })
+    }
+
     /// An option that is a minute, `YYYYMMDDHHMM`.
     pub(super) fn minute(&mut self, key: &str) -> Result<Option<u64>, Problem> {
         let Some(text) = self.text(key)? else { return Ok(None) };

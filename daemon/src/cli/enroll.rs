@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::Context;
 use blxrep::config::{DispatcherConfig, Settings};
-use blxrep::wire::key::{AgentKey, enroll};
+use blxrep::wire::key::{AgentKey, Fetchable, enroll};
 use blxrep::wire::tls::Identity;
 
 /// Prints a new agent's key; the agents file keeps its hash.
@@ -15,7 +15,8 @@ pub(crate) fn run(args: super::Enroll) -> anyhow::Result<()> {
     fs::create_dir_all(&config.data_dir).with_context(|| config.data_dir.display().to_string())?;
     let identity = Identity::load_or_create(&config.data_dir)?;
     let key = AgentKey::generate(args.agent, identity.fingerprint())?;
-    enroll(&config.agents_file, &key, !args.no_restore)?;
+    let fetchable = if args.no_restore { Fetchable::Nothing } else { Fetchable::OwnAnd(args.may_restore) };
+    enroll(&config.agents_file, &key, &fetchable)?;
     println!("{}", key.to_line());
     Ok(())
 }

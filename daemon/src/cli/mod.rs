@@ -1,6 +1,7 @@
 //! The command line: what a person may type, and what the exit code says.
 
 mod enroll;
+mod fetch;
 mod generate;
 mod log;
 mod offline;
@@ -15,7 +16,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use blxrep::agent::fetch::FetchError;
 use blxrep::agent::run::AgentError;
+use blxrep::config::value::DispatcherAddr;
 use blxrep::config::{AgentConfig, ConfigError, DispatcherConfig, Mode, Settings};
 use blxrep::disk_list::DiskListError;
 use blxrep::freeze;
@@ -55,6 +58,16 @@ Examples:
   blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint latest
   blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint 202611212034 --disk sda --output web1.img
   blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint latest --output /dev/sdb";
+
+const FETCH_HELP: &str = "\
+A device must not be in use. If it holds a file system, a partition table, LVM, md or encryption, it must be named twice: \
+see --overwrite. Only what it does not hold already is sent: a restore that was interrupted goes on when it is begun again. \
+All is read back before it counts as done.
+
+Examples:
+  blxrep agent restore --dispatcher-addr backup:8080 --key-file web1.key --checkpoint latest --output /dev/sda
+  blxrep agent restore --dispatcher-addr backup:8080 --key-file web1.key --disk sdb --checkpoint 202611212034 \
+--partition 2 --output /dev/nvme0n1p2 --overwrite /dev/nvme0n1p2";
 
 const VERIFY_EXAMPLES: &str = "\
 Examples:
@@ -117,6 +130,9 @@ enum Command {
     /// Work on a dispatcher's data directory, with or without a running daemon
     #[command(subcommand)]
     Dispatcher(Offline),
+    /// Work on this machine as an agent, without a running daemon
+    #[command(subcommand)]
+    Agent(Rescue),
     /// Let an agent connect: print its key, keep only a hash
     #[command(after_help = ENROLL_EXAMPLES)]
     Enroll(Enroll),
@@ -164,6 +180,41 @@ enum Offline {
     /// Show a checkpoint's disk as a network block device, until Ctrl-C
     #[command(after_help = EXPORT_EXAMPLES)]
     Export(Export),
+}
+
+#[derive(Subcommand)]
+enum Rescue {
+    /// Bring a checkpoint back from the dispatcher onto a disk, a partition or into a file: needs only a key
+    #[command(after_help = FETCH_HELP)]
+    Restore(FetchArgs),
+}
+
+#[derive(Args)]
+struct FetchArgs {
+    /// Host and port of the dispatcher
+    #[arg(long, value_name = "HOST:PORT")]
+    dispatcher_addr: DispatcherAddr,
+    /// The key that 'blxrep enroll' printed
+    #[arg(long, value_name = "FILE")]
+    key_file: PathBuf,
+    /// Whose checkpoint [default: of the agent whose key it is]; another one's where the dispatcher lets it
+    #[arg(long)]
+    agent: Option<AgentId>,
+    /// Which disk, its id or its device's name; needed if the agent has several
+    #[arg(long)]
+    disk: Option<String>,
+    /// Which: YYYYMMDDHHMMSS, YYYYMMDDHHMM for the newest of a minute, or 'latest'
+    #[arg(long)]
+    checkpoint: String,
+    /// Only this partition of the disk, by its number
+    #[arg(long, value_name = "NUMBER")]
+    partition: Option<u32>,
+    /// A block device that is not in use, or a new file
+    #[arg(long, value_name = "TARGET")]
+    output: PathBuf,
+    /// The target once more, if what it holds is to be overwritten
+    #[arg(long, value_name = "TARGET")]
+    overwrite: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -299,8 +350,11 @@ struct Enroll {
     #[arg(long, value_name = "FILE")]
     agents_file: Option<PathBuf>,
     /// The agent may add checkpoints, and not fetch them back
-    #[arg(long)]
+    #[arg(long, conflicts_with = "may_restore")]
     no_restore: bool,
+    /// The agent may also fetch the checkpoints of this other agent: new hardware for it, say
+    #[arg(long, value_name = "AGENT")]
+    may_restore: Vec<AgentId>,
 }
 
 #[derive(Args)]
@@ -358,6 +412,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Dispatcher(Offline::Verify(verify)) => offline::verify(verify),
         Command::Dispatcher(Offline::Mount(mount)) => serve::mount(&mount),
         Command::Dispatcher(Offline::Export(export)) => serve::export(&export),
+        Command::Agent(Rescue::Restore(args)) => fetch::run(args),
         Command::Enroll(enroll) => enroll::run(enroll),
         Command::Untrack(untrack) => untrack::run(&untrack),
         Command::Thaw(thaw) => {
@@ -386,10 +441,15 @@ fn check_config(start: Start) -> anyhow::Result<()> {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    use ProblemKind::{Damaged, InvalidArgument, NoSuchAgent, NoSuchCheckpoint, NoSuchDisk};
+    use ProblemKind::{
+        AccessDenied, Damaged, InvalidArgument, NoSuchAgent, NoSuchCheckpoint, NoSuchDisk, Refused,
+    };
     let usage = error.is::<ConfigError>() || error.is::<KeyError>() || error.is::<IdError>();
     let usage = usage || matches!(error.downcast_ref(), Some(DiskListError::Line { .. }));
-    match (error.downcast_ref::<RestoreError>().map(RestoreError::kind), error.downcast_ref::<AgentError>()) {
+    let fetch = error.downcast_ref::<FetchError>();
+    let kind = error.downcast_ref().map(RestoreError::kind).or(fetch.and_then(FetchError::kind));
+    match (kind, error.downcast_ref::<AgentError>()) {
+        (Some(Refused | AccessDenied), _) => 3,
         (Some(InvalidArgument), _) => 2,
         (Some(Damaged), _) => 4,
         (Some(NoSuchAgent | NoSuchDisk | NoSuchCheckpoint), _) => 5,

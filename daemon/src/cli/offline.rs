@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use blxrep::checkpoint::select::parse_minute;
 use blxrep::restore::{
-    DiskReport, DiskSummary, Output, RestoreError, RestoreOptions, ShowRow, Verification, VerifyRequest,
-    Wanted, restore as restore_checkpoint, show as show_rows,
+    DiskReport, DiskSummary, Output, RestoreError, RestoreOptions, RestoreReport, ShowRow, Verification,
+    VerifyRequest, Wanted, restore as restore_checkpoint, show as show_rows,
 };
 use blxrep::store::Damage;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
@@ -85,8 +85,8 @@ fn warn_unreadable(blocks: u32, sectors: &str) {
 }
 
 /// Runs something with a progress bar; SIGINT and SIGTERM cancel it, so that it can clean up.
-fn with_progress<T>(
-    work: impl FnOnce(&dyn Fn(u64, u64) -> ControlFlow<()>) -> Result<T, RestoreError>,
+pub(super) fn with_progress<T, E: std::error::Error + Send + Sync + 'static>(
+    work: impl FnOnce(&dyn Fn(u64, u64) -> ControlFlow<()>) -> Result<T, E>,
 ) -> anyhow::Result<T> {
     let canceled = Arc::new(AtomicBool::new(false));
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
@@ -214,8 +214,13 @@ pub(crate) fn restore(args: super::Restore) -> anyhow::Result<()> {
         checkpoint: args.checkpoint,
         output: args.output.map(Output::Path),
     };
-    let report = with_progress(|progress| restore_checkpoint(options, progress))?;
-    let checkpoint = report.checkpoint;
+    tell_restored(&with_progress(|progress| restore_checkpoint(options, progress))?);
+    Ok(())
+}
+
+/// Says what was restored, and what a person must know of it.
+pub(super) fn tell_restored(report: &RestoreReport) {
+    let checkpoint = &report.checkpoint;
     println!(
         "{}: checkpoint {} of {}'s {} ({}), {} verified",
         report.output.display(),
@@ -234,5 +239,4 @@ pub(crate) fn restore(args: super::Restore) -> anyhow::Result<()> {
     if !checkpoint.note.is_empty() {
         eprintln!("note: {}", checkpoint.note);
     }
-    Ok(())
 }

@@ -4,11 +4,14 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blxrep::bus::{self, control::Control};
+use blxrep::bus::{
+    self,
+    control::{Control, Planned},
+};
 use blxrep::status::{CheckpointAdded, DiskStatus};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{error, info};
@@ -41,10 +44,11 @@ pub(super) fn stop_on_signal() -> std::io::Result<watch::Sender<bool>> {
 pub(super) async fn go_on_bus(
     control: Arc<dyn Control>,
     checkpoints: broadcast::Receiver<CheckpointAdded>,
+    begun: mpsc::Receiver<Planned>,
     stop: watch::Receiver<bool>,
 ) -> JoinHandle<()> {
     let (tried, is_tried) = oneshot::channel();
-    let running = tokio::spawn(bus::run(control, checkpoints, tried, stop));
+    let running = tokio::spawn(bus::run(control, checkpoints, begun, tried, stop));
     // A bus that does not answer is no reason not to replicate.
     let _ = timeout(BUS_TIMEOUT, is_tried).await;
     running

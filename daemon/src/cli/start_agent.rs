@@ -12,6 +12,7 @@ use blxrep::agent::disk::Disk;
 use blxrep::agent::link::Dial;
 use blxrep::agent::run;
 use blxrep::agent::shared::Shared;
+use blxrep::agent::unfinished::Unfinished;
 use blxrep::config::{AgentConfig, ConfigError, Settings};
 use blxrep::freeze::record::thaw_leftovers;
 use blxrep::lock::DirLock;
@@ -22,6 +23,7 @@ use blxrep::watchdog::Watchdog;
 use blxrep::wire::key::AgentKey;
 use blxrep::wire::tls::connector;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::service;
@@ -50,6 +52,7 @@ pub(crate) fn run(
         info!("mounted bpf on /sys/fs/bpf");
     }
     let pauses = Pauses::load(config.state_dir.join(format!("{}.paused", config.id)))?;
+    let unfinished = Unfinished::load(config.state_dir.join(format!("{}.unfinished", config.id)))?;
     let disks = open_disks(&config)?;
     let agent = config.id.clone();
     let shown = disks.iter().map(|disk| {
@@ -60,14 +63,17 @@ pub(crate) fn run(
     // The file this process runs from, even if it has been replaced on disk since.
     let guard_exe = "/proc/self/exe".into();
     let dial = Dial { addr: config.dispatcher_addr.clone(), connector: connector(key.fingerprint)?, key };
-    let (shared, asked) = Shared::new(config, shown, pauses, Watchdog::from_env());
+    let (shared, asked) = Shared::new(config, shown, pauses, unfinished, Watchdog::from_env());
     let shared = Arc::new(shared);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = runtime.block_on(async {
         let stop = service::stop_on_signal()?;
         let control = AgentControl { shared: shared.clone(), dial: dial.clone(), runtime: Handle::current() };
+        // Nobody but a caller begins a job on an agent.
+        let (_, no_jobs) = mpsc::channel(1);
         let on_bus =
-            service::go_on_bus(Arc::new(control), shared.checkpoints.subscribe(), stop.subscribe()).await;
+            service::go_on_bus(Arc::new(control), shared.checkpoints.subscribe(), no_jobs, stop.subscribe())
+                .await;
         let of = shared.clone();
         service::reload_on_hangup(move || reload(&of, reread()?))?;
         service::ready();

@@ -24,9 +24,10 @@ use blxrep::store::files::RealFiles;
 use blxrep::watchdog::Watchdog;
 use blxrep::wire::key::Agents;
 use blxrep::wire::tls::Identity;
+use blxrep_dbus::JOBS_MAX;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
@@ -88,12 +89,13 @@ async fn serve(
         TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
     let address = listener.local_addr()?;
     let stop = service::stop_on_signal()?;
+    let (begun, jobs) = mpsc::channel(JOBS_MAX);
     let server = Arc::new(Server {
         registry: registry.clone(),
         data_dir: config.data_dir.clone(),
         acceptor: identity.acceptor()?,
         shows: Semaphore::new(SHOWS_MAX),
-        fetches: Fetches::default(),
+        fetches: Arc::new(Fetches::new(begun)),
     });
     info!("the dispatcher listens on {address}");
     let scrub = Arc::new(Scrub::open(house.files.clone(), config.data_dir.join(scrub::FILE), config.scrub));
@@ -104,7 +106,8 @@ async fn serve(
         runtime: Handle::current(),
     };
     let scrubbing = scrub.start().context("the scrub")?;
-    let on_bus = service::go_on_bus(Arc::new(control), house.checkpoints.subscribe(), stop.subscribe()).await;
+    let on_bus =
+        service::go_on_bus(Arc::new(control), house.checkpoints.subscribe(), jobs, stop.subscribe()).await;
     let of = house.clone();
     service::reload_on_hangup(move || reload(&config, &of, reread()?))?;
     service::ready();

@@ -79,6 +79,7 @@ impl Control for DispatcherControl {
             last_seen_unix_ms: 0,
             disks: 0,
             refused: String::new(),
+            unfinished: Vec::new(),
         };
         // A file that cannot be read is told where agents connect.
         for id in Agents::load_if_there(&self.registry.agents_file).unwrap_or_default().ids() {
@@ -178,7 +179,12 @@ impl Control for DispatcherControl {
     }
 
     fn restore(&self, request: RestoreRequest) -> Result<Planned, Problem> {
-        let RestoreRequest { which, checkpoint, target, output } = request;
+        let RestoreRequest { which, checkpoint, target, output, partition, overwrite } = request;
+        if partition.is_some() || overwrite.is_some() {
+            let text =
+                "partition and overwrite are for restores to an agent: run 'blxctl restore' on its host";
+            return Err(Problem::new(ProblemKind::WrongRole, text));
+        }
         let (agent, disk, id) = self.find(&which, &checkpoint)?;
         let name = target.display().to_string();
         let about = About { target: name, ..about(&agent, &disk, id) };

@@ -302,14 +302,6 @@ impl Registry {
         Ok(Admitted { disk: handle, orders: session.orders.clone(), cut: session.cut.subscribe(), replaces })
     }
 
-    /// Turns true when this session of the agent ends.
-    ///
-    /// # Errors
-    /// A sentence if the session is another one.
-    pub fn cut_of(&self, agent: &AgentId, token: &[u8]) -> Result<watch::Receiver<bool>, String> {
-        Ok(own_session(&self.state().sessions, agent, token)?.cut.subscribe())
-    }
-
     fn start(&self, shown: &Arc<SharedDisk>) -> std::io::Result<DiskHandle> {
         DiskHandle::spawn(shown.clone(), self.house.clone())
     }

@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::config_link;
 use super::disk::Input;
-use super::fetch::{Fetches, Restorer};
+use super::fetch::Fetches;
 use super::registry::{Admitted, Place, Registry};
 use crate::ids::{AgentId, DiskId};
 use crate::wire::Endpoint;
@@ -39,13 +39,13 @@ pub struct Server {
     /// Questions for checkpoints that are answered at once; each reads a whole chain.
     pub shows: Semaphore,
     /// The restores to agents.
-    pub fetches: Fetches,
+    pub fetches: Arc<Fetches>,
 }
 
 enum Entry {
     Config(Place),
     Disk(Box<Admitted>, u64),
-    Restore(Restorer),
+    Restore(AgentId),
 }
 
 impl Server {
@@ -59,7 +59,7 @@ impl Server {
         mut stop: watch::Receiver<bool>,
     ) -> io::Result<()> {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        tokio::spawn(watch_agents(self.registry.clone(), stop.clone()));
+        tokio::spawn(watch_agents(self.clone(), stop.clone()));
         loop {
             let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
             let accepted = tokio::select! {
@@ -99,7 +99,7 @@ impl Server {
         match entry {
             Entry::Config(place) => config_link::serve(&self, socket, place, peer).await,
             Entry::Disk(admitted, link) => disk(socket, endpoint, *admitted, link, peer).await,
-            Entry::Restore(restorer) => self.fetches.serve(socket, self.data_dir.clone(), restorer).await,
+            Entry::Restore(agent) => self.fetches.serve(socket, self.data_dir.clone(), agent, agents).await,
         }
     }
 
@@ -132,12 +132,10 @@ impl Server {
             };
             return place.map(Entry::Config).ok_or_else(taken);
         }
-        let token = upgrade.header(header::SESSION).and_then(unhex::<16>).unwrap_or_default();
         if upgrade.endpoint == Endpoint::Restore {
-            let cut = self.registry.cut_of(&agent, &token).map_err(|e| refuse(403, e))?;
-            let may_restore = agents.may_restore(&agent);
-            return Ok(Entry::Restore(Restorer { agent, may_restore, cut }));
+            return Ok(Entry::Restore(agent));
         }
+        let token = upgrade.header(header::SESSION).and_then(unhex::<16>).unwrap_or_default();
         let disk = upgrade.header(header::DISK).unwrap_or_default().parse::<DiskId>();
         let disk = disk.map_err(|e| refuse(400, e.to_string()))?;
         let admitted = self.registry.admit(&agent, &token, &disk).map_err(|e| refuse(403, e))?;
@@ -170,7 +168,8 @@ pub(super) async fn turned(switch: &mut watch::Receiver<bool>) {
     let _ = switch.wait_for(|on| *on).await;
 }
 
-async fn watch_agents(registry: Arc<Registry>, mut stop: watch::Receiver<bool>) {
+async fn watch_agents(server: Arc<Server>, mut stop: watch::Receiver<bool>) {
+    let registry = &server.registry;
     loop {
         tokio::select! {
             () = tokio::time::sleep(AGENTS_CHECK) => {}
@@ -182,6 +181,7 @@ async fn watch_agents(registry: Arc<Registry>, mut stop: watch::Receiver<bool>) 
             warn!(AGENT = %agent, "agent {agent} is not in the agents file any more: cut off");
             registry.cut(&agent);
         }
+        server.fetches.cut_unless_allowed(&agents);
     }
 }
 

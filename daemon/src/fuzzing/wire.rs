@@ -16,7 +16,7 @@ use crate::tracker::{Claim, Gap};
 use crate::wire::PROTOCOL_VERSION;
 use crate::wire::frame::{self, Area, Frame, decode_message, encode_data, encode_message};
 use crate::wire::message::{
-    Answer, ConfigDown, ConfigUp, DiskDown, DiskOffer, DiskUp, Question, RestoreDown, RestoreUp,
+    Answer, ConfigDown, ConfigUp, DiskDown, DiskOffer, DiskUp, Fetch, Question, RestoreDown, RestoreUp,
 };
 
 /// Set in the first byte: the frame's header is put right, so that what is behind it is reached.
@@ -164,7 +164,22 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     ] {
         seeds.extend(both(3, &message));
     }
-    seeds.extend(both(4, &RestoreUp::Fetch { disk: Some("sda".into()), checkpoint: "latest".into() }));
+    let fetch = Fetch {
+        agent: "agent1".parse().unwrap(),
+        disk: Some("sda".into()),
+        checkpoint: "latest".into(),
+        partition: Some(2),
+        resumes: true,
+    };
+    for message in [
+        RestoreUp::Fetch(fetch),
+        RestoreUp::WantDigests { first_group: 1, count: 2 },
+        RestoreUp::WantGroup { group: 2, holds: vec![BlockHash([3; 16]); 2] },
+        RestoreUp::Progress { done_bytes: 5, total_bytes: 9 },
+        RestoreUp::Done,
+    ] {
+        seeds.extend(both(4, &message));
+    }
     let checkpoint = Checkpoint {
         id,
         agent: "agent1".parse().unwrap(),
@@ -180,9 +195,11 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         unreadable_blocks: 3,
     };
     for message in [
-        RestoreDown::Begin { checkpoint, verify_bytes: 5 << 20 },
+        RestoreDown::Begin { checkpoint, part: geometry(), verify_bytes: 5 << 20 },
         RestoreDown::Verifying { done_bytes: 1 << 20 },
-        RestoreDown::End,
+        RestoreDown::Verified { unreadable: vec![extent] },
+        RestoreDown::Digests { first_group: 0, digests: vec![GroupDigest([3; 16]); 3] },
+        RestoreDown::Sent { group: 2 },
     ] {
         seeds.extend(both(5, &message));
     }

@@ -1,8 +1,8 @@
-//! Digests of one group after the other, computed a little ahead by two threads: while one reads the other hashes, so that a
+//! The block hashes of one group after the other, a little ahead by two threads: while one reads the other hashes, so that a
 //! compare takes as long as the slower of the two and not as both.
 //!
-//! What must never happen here: a digest of what the disk held before the compare began. Who begins one makes a new
-//! [`DigestsAhead`].
+//! What must never happen here: hashes of what the disk held before the compare began. Who begins one makes a new
+//! [`HashesAhead`].
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use super::{BlockReader, hash_extent};
 use crate::bitmap::Extent;
 use crate::geometry::Geometry;
-use crate::hash::{GroupDigest, group_digest};
+use crate::hash::BlockHash;
 
 const THREADS: u64 = 2;
 /// Groups that are read before they are asked for.
@@ -18,12 +18,12 @@ const AHEAD_GROUPS: u64 = 4;
 
 struct Lane {
     groups: SyncSender<u64>,
-    digests: Receiver<Option<GroupDigest>>,
+    hashes: Receiver<Option<Vec<BlockHash>>>,
     thread: JoinHandle<()>,
 }
 
 /// See the module.
-pub struct DigestsAhead {
+pub struct HashesAhead {
     lanes: Vec<Lane>,
     groups: u64,
     /// Asked for and not taken yet: from the first of these to before the second.
@@ -31,7 +31,7 @@ pub struct DigestsAhead {
     next: u64,
 }
 
-impl DigestsAhead {
+impl HashesAhead {
     /// Starts the threads; each reads by a reader of its own.
     ///
     /// # Errors
@@ -47,8 +47,8 @@ impl DigestsAhead {
         THREADS as usize
     }
 
-    /// The digest of a group; `None` if it could not be read.
-    pub fn digest(&mut self, group: u64) -> Option<GroupDigest> {
+    /// The hashes of a group's blocks; `None` if it could not be read.
+    pub fn hashes(&mut self, group: u64) -> Option<Vec<BlockHash>> {
         while self.first < group.min(self.next) {
             self.take();
         }
@@ -66,10 +66,10 @@ impl DigestsAhead {
         self.take()
     }
 
-    fn take(&mut self) -> Option<GroupDigest> {
-        let digest = self.lane(self.first)?.digests.recv().ok().flatten();
+    fn take(&mut self) -> Option<Vec<BlockHash>> {
+        let hashes = self.lane(self.first)?.hashes.recv().ok().flatten();
         self.first += 1;
-        digest
+        hashes
     }
 
     fn lane(&self, group: u64) -> Option<&Lane> {
@@ -78,11 +78,11 @@ impl DigestsAhead {
     }
 }
 
-impl Drop for DigestsAhead {
+impl Drop for HashesAhead {
     fn drop(&mut self) {
-        for Lane { groups, digests, thread } in self.lanes.drain(..) {
+        for Lane { groups, hashes, thread } in self.lanes.drain(..) {
             // It ends when nobody asks and nobody listens any more; its reader is closed then.
-            drop((groups, digests));
+            drop((groups, hashes));
             let _ = thread.join();
         }
     }
@@ -92,19 +92,19 @@ impl Lane {
     fn start(mut reader: Box<dyn BlockReader>, geometry: Geometry) -> std::io::Result<Self> {
         let room = AHEAD_GROUPS as usize + 1;
         let (groups, asked) = sync_channel::<u64>(room);
-        let (answer, digests) = sync_channel(room);
+        let (answer, hashes) = sync_channel(room);
         let work = move || {
             for group in asked {
                 let (first, count) = geometry.group_extent(group);
                 let read = reader.read(Extent { first, count });
-                let digest = read.ok().map(|data| group_digest(&hash_extent(data, geometry)));
-                if answer.send(digest).is_err() {
+                let hashes = read.ok().map(|data| hash_extent(data, geometry));
+                if answer.send(hashes).is_err() {
                     return;
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("digests".to_owned()).spawn(work)?;
-        Ok(Self { groups, digests, thread })
+        let thread = std::thread::Builder::new().name("hashes".to_owned()).spawn(work)?;
+        Ok(Self { groups, hashes, thread })
     }
 }
 
@@ -128,18 +128,18 @@ mod tests {
     }
 
     #[test]
-    fn digests_are_those_of_the_groups_asked_for_in_whatever_order() {
+    fn hashes_are_those_of_the_groups_asked_for_in_whatever_order() {
         let geometry = Geometry::new((20 << 20) + 512, 12).unwrap();
         let disk = |bad| Box::new(Disk(geometry, bad, Vec::new())) as Box<dyn BlockReader>;
-        let readers = (0..DigestsAhead::readers()).map(|_| disk(13)).collect();
-        let mut ahead = DigestsAhead::new(readers, geometry).unwrap();
+        let readers = (0..HashesAhead::readers()).map(|_| disk(13)).collect();
+        let mut ahead = HashesAhead::new(readers, geometry).unwrap();
         let mut alone = disk(13);
         let order = (0..21).chain([3, 4, 5, 9, 20, 0, 7, 7, 8, 12, 13, 14, 2]);
         for group in order {
             let (first, count) = geometry.group_extent(group);
             let expected = alone.read(Extent { first, count }).ok();
-            let expected = expected.map(|data| group_digest(&hash_extent(data, geometry)));
-            assert_eq!(ahead.digest(group), expected, "group {group}");
+            let expected = expected.map(|data| hash_extent(data, geometry));
+            assert_eq!(ahead.hashes(group), expected, "group {group}");
             assert_eq!(expected.is_none(), group == 13);
         }
     }

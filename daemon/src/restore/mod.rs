@@ -9,6 +9,7 @@ pub mod verify;
 pub(crate) use chosen::Chosen;
 pub use chosen::{Opened, open};
 pub use output::{RestoreOptions, RestoreReport, restore};
+pub(crate) use part::Part;
 pub use several::{DiskReport, DiskSummary, Verification, Verified, VerifyRequest, Wanted};
 pub use show::{ShowRow, show};
 pub use target::Output;
@@ -21,6 +22,7 @@ mod find;
 #[cfg(test)]
 mod job_tests;
 mod output;
+mod part;
 mod several;
 #[cfg(test)]
 pub(crate) mod several_tests;
@@ -110,6 +112,11 @@ impl<'a> Meter<'a> {
     /// What there is to do became known.
     pub(crate) fn expect(&mut self, total: u64) {
         self.total = total;
+    }
+
+    /// Bytes done, and bytes in all.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.done, self.total)
     }
 
     /// So much more is done; 0 only asks whether to go on.

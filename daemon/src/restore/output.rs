@@ -88,7 +88,8 @@ fn write(view: &View, target: &mut Target, cloned: bool, tick: Tick<'_>) -> Resu
 }
 
 fn read_back(view: &View, target: &Target, tick: Tick<'_>) -> Result<(), RestoreError> {
-    target.read_back(view.geometry(), tick, |group, first, found| {
+    let geometry = view.geometry();
+    target.read_back(geometry, 0..geometry.groups(), tick, |group, first, found| {
         let hashes = view.hashes(group)?;
         Ok(found
             .iter()

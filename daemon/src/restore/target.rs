@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -16,12 +17,15 @@ use super::RestoreError;
 use super::verify::Tick;
 use crate::geometry::Geometry;
 use crate::hash::{BlockHash, hash_blocks, is_zero};
+use crate::reader::ahead::HashesAhead;
+use crate::reader::{BlockReader, DirectReader};
 
 /// Zeros are left out in pieces of this size: the block of most file systems.
 const HOLE_BYTES: usize = 4096;
-/// So much is written before it is made durable: nobody who cancels waits for more of it than this.
-const SYNC_EVERY_BYTES: u64 = 64 << 20;
-const PART: &str = "; the device holds only a part now";
+/// When so much is written, its way to the disk is begun, and that of as much before it is waited for: the disk is never idle, and
+/// nobody who cancels waits for more than twice this.
+const WRITE_BEHIND_BYTES: u64 = 32 << 20;
+const PART: &str = "; the device holds only a part now: restore it again";
 
 /// Where an image is to go.
 #[derive(Debug)]
@@ -57,7 +61,10 @@ pub(crate) struct Target {
     zeros: bool,
     /// Whether anything was written.
     touched: bool,
+    /// Written, and not on its way to the disk.
     unsynced_bytes: u64,
+    /// On its way, and not waited for: from the first of these bytes to before the second.
+    behind: Range<u64>,
     finished: bool,
 }
 
@@ -87,7 +94,7 @@ impl Output {
 impl Target {
     fn new(file: File, path: PathBuf, kind: Kind) -> Self {
         let zeros = !matches!(kind, Kind::Device);
-        Self { file, path, kind, zeros, touched: false, unsynced_bytes: 0, finished: false }
+        Self { file, path, kind, zeros, touched: false, unsynced_bytes: 0, behind: 0..0, finished: false }
     }
 
     fn device(path: PathBuf, size_bytes: u64) -> Result<Self, RestoreError> {
@@ -198,14 +205,24 @@ impl Target {
         self.file.write_all_at(data, offset).map_err(|e| self.failed("write", e))?;
         let len = data.len() as u64;
         self.unsynced_bytes += len;
-        if self.unsynced_bytes >= SYNC_EVERY_BYTES {
-            self.file.sync_data().map_err(|e| self.failed("sync", e))?;
+        if self.unsynced_bytes >= WRITE_BEHIND_BYTES {
             self.unsynced_bytes = 0;
+            self.write_behind(offset + len).map_err(|e| self.failed("sync", e))?;
         }
         Ok(len)
     }
 
-    /// Makes all durable, then reads it group by group. `wrong` is given a group, its first block and the hashes of what
+    /// Begins to bring to the disk what was written before `end`, and waits for what was begun the last time. What is written
+    /// goes up, or begins anew after a cut: then the rest waits for the sync at the end.
+    fn write_behind(&mut self, end: u64) -> io::Result<()> {
+        let begun = self.behind.end.min(end)..end;
+        sync_range(&self.file, &begun, libc::SYNC_FILE_RANGE_WRITE)?;
+        let before = std::mem::replace(&mut self.behind, begun);
+        let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        sync_range(&self.file, &before, wait | libc::SYNC_FILE_RANGE_WRITE)
+    }
+
+    /// Makes all durable, then reads these groups. `wrong` is given a group, its first block and the hashes of what
     /// it reads as, and names the first block that is not what it should be.
     ///
     /// # Errors
@@ -213,28 +230,57 @@ impl Target {
     pub(crate) fn read_back(
         &self,
         geometry: Geometry,
+        groups: impl Iterator<Item = u64>,
         tick: Tick<'_>,
         mut wrong: impl FnMut(u64, u64, &[BlockHash]) -> Result<Option<u64>, RestoreError>,
     ) -> Result<(), RestoreError> {
         self.file.sync_all().map_err(|e| self.failed("sync", e))?;
-        // So that reading asks the disk. Only advice: what cannot be dropped is compared as memory has it.
+        // So that reading asks the disk, where it cannot go past the page cache. Only advice: what cannot be dropped is
+        // compared as memory has it.
         let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
-        for group in 0..geometry.groups() {
+        let mut ahead = self.hashes_ahead(geometry);
+        for group in groups {
             let (first, count) = geometry.group_extent(group);
-            let (offset, len) = geometry.range(first, count);
-            let mut data = vec![0; len as usize];
-            self.file.read_exact_at(&mut data, offset).map_err(|e| self.failed("read back", e))?;
-            if let Some(block) = wrong(group, first, &hash_blocks(&data, geometry.block_bytes()))? {
+            let found = match ahead.as_mut().and_then(|ahead| ahead.hashes(group)) {
+                Some(found) => found,
+                None => self.hashes(geometry, group)?,
+            };
+            if let Some(block) = wrong(group, first, &found)? {
                 return Err(RestoreError::ReadBack { target: self.path.display().to_string(), block });
             }
-            tick(len)?;
+            tick(geometry.range(first, count).1)?;
         }
         Ok(())
     }
 
+    fn hashes(&self, geometry: Geometry, group: u64) -> Result<Vec<BlockHash>, RestoreError> {
+        let (first, count) = geometry.group_extent(group);
+        let (offset, len) = geometry.range(first, count);
+        let mut data = vec![0; len as usize];
+        self.file.read_exact_at(&mut data, offset).map_err(|e| self.failed("read back", e))?;
+        Ok(hash_blocks(&data, geometry.block_bytes()))
+    }
+
+    /// Reads what the target holds as of now, past the page cache and a little ahead; `None` where that cannot be done.
+    pub(crate) fn hashes_ahead(&self, geometry: Geometry) -> Option<HashesAhead> {
+        let path = PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+        let reader = |_| Some(Box::new(DirectReader::open(&path, geometry).ok()?) as Box<dyn BlockReader>);
+        HashesAhead::new((0..HashesAhead::readers()).map(reader).collect::<Option<_>>()?, geometry).ok()
+    }
+
+    /// Whether it is a device, which holds something already.
+    pub(crate) fn is_device(&self) -> bool {
+        matches!(self.kind, Kind::Device)
+    }
+
+    /// That it could not be noted that the device will hold only a part: then it is not written.
+    pub(crate) fn not_noted(&self, source: io::Error) -> RestoreError {
+        RestoreError::output(&self.path, "note that it will be written", source)
+    }
+
     /// What a person must know of the target if the work ends here.
     pub(crate) fn hint(&self) -> &'static str {
-        if matches!(self.kind, Kind::Device) && self.touched { PART } else { "" }
+        if self.is_device() && self.touched { PART } else { "" }
     }
 
     /// Adds to a cancel what it leaves behind.
@@ -270,6 +316,16 @@ impl Target {
             other => other,
         }
     }
+}
+
+fn sync_range(file: &File, range: &Range<u64>, flags: libc::c_uint) -> io::Result<()> {
+    // A length of 0 means all there is.
+    let (Ok(offset), Ok(len @ 1..)) = (range.start.try_into(), i64::try_from(range.end - range.start)) else {
+        return Ok(());
+    };
+    // SAFETY: sync_file_range takes an open file by number and touches no memory of this process.
+    nix::errno::Errno::result(unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, flags) })?;
+    Ok(())
 }
 
 fn rename_new(from: &Path, to: &Path) -> io::Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 1 | protocol version, 3 |
+//! | 0 | 1 | protocol version, 4 |
 //! | 1 | 1 | kind: 1 message, 2 data |
 //! | 2 | 2 | zero |
 //! | 4 | 4 | bytes of the body, little-endian; exactly what follows |

@@ -3,7 +3,8 @@
 //! A key is 256 random bits, so one plain hash protects it: there is nothing to guess. The line in an agent's
 //! `key-file` is `blxrep1:<agent>:<secret>:<fingerprint>`, secret and fingerprint (SHA-256 of the dispatcher's
 //! certificate) in hexadecimal. A line of the dispatcher's `agents-file` is `<agent> blake3:<hash of the secret>`, and
-//! after it `no-restore` for an agent that may not fetch its checkpoints back.
+//! after it `no-restore` for an agent that may fetch no checkpoint, or `restores:<agent>` for each other agent whose
+//! checkpoints it may fetch besides its own.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,6 +22,8 @@ const KEY_MAX_BYTES: u64 = 4096;
 const AGENTS_MAX_BYTES: u64 = 16 << 20;
 /// The word for an agent that may not restore.
 const NO_RESTORE: &str = "no-restore";
+/// What an agent is named behind whose checkpoints another one may fetch.
+const RESTORES: &str = "restores:";
 
 /// A key or agents file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +49,7 @@ pub enum KeyError {
     },
     /// A line of the agents file is not one.
     #[error(
-        "{path}, line {line}: expected '<agent> blake3:<64 hexadecimal digits>', and nothing after it but '{NO_RESTORE}'"
+        "{path}, line {line}: expected '<agent> blake3:<64 hexadecimal digits>', and nothing after it but '{NO_RESTORE}' or '{RESTORES}<agent>', once or more"
     )]
     Line {
         /// The file.
@@ -151,10 +154,38 @@ impl AgentKey {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
+/// Which checkpoints an agent may fetch: none, or its own and those of these other agents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fetchable {
+    /// None.
+    Nothing,
+    /// Its own, and those of these.
+    OwnAnd(Vec<AgentId>),
+}
+
+impl Fetchable {
+    fn from_words<'a>(words: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let words: Vec<&str> = words.collect();
+        if words == [NO_RESTORE] {
+            return Some(Self::Nothing);
+        }
+        let agent = |word: &&str| word.strip_prefix(RESTORES)?.parse().ok();
+        words.iter().map(agent).collect::<Option<_>>().map(Self::OwnAnd)
+    }
+
+    /// The words of the line, each with a blank before it.
+    fn to_words(&self) -> String {
+        match self {
+            Self::Nothing => format!(" {NO_RESTORE}"),
+            Self::OwnAnd(others) => others.iter().map(|agent| format!(" {RESTORES}{agent}")).collect(),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
 struct Known {
     hash: [u8; 32],
-    may_restore: bool,
+    fetchable: Fetchable,
 }
 
 /// The agents a dispatcher knows.
@@ -196,12 +227,8 @@ impl Agents {
             let mut words = line.split_ascii_whitespace();
             let agent = words.next().and_then(|word| word.parse().ok()).ok_or(number)?;
             let hash = words.next().and_then(|word| unhex(word.strip_prefix("blake3:")?)).ok_or(number)?;
-            let may_restore = match (words.next(), words.next()) {
-                (None, None) => true,
-                (Some(NO_RESTORE), None) => false,
-                _ => return Err(number),
-            };
-            agents.insert(agent, Known { hash, may_restore });
+            let fetchable = Fetchable::from_words(words).ok_or(number)?;
+            agents.insert(agent, Known { hash, fetchable });
         }
         Ok(Self(agents))
     }
@@ -223,17 +250,20 @@ impl Agents {
         bool::from(given.ct_eq(&expected)) && self.contains(agent)
     }
 
-    /// Whether the agent may fetch its checkpoints back.
-    pub fn may_restore(&self, agent: &AgentId) -> bool {
-        self.0.get(agent).is_some_and(|known| known.may_restore)
+    /// Whether an agent may fetch the checkpoints of `of`.
+    pub fn may_fetch(&self, agent: &AgentId, of: &AgentId) -> bool {
+        self.0.get(agent).is_some_and(|known| match &known.fetchable {
+            Fetchable::Nothing => false,
+            Fetchable::OwnAnd(others) => agent == of || others.contains(of),
+        })
     }
 }
 
-/// Adds an agent to the agents file, and whether it may restore, so that a reader sees the old file or the new one.
+/// Adds an agent to the agents file, and what it may fetch, so that a reader sees the old file or the new one.
 ///
 /// # Errors
 /// When the agent is there already, a line of the file is malformed, or it cannot be written.
-pub fn enroll(agents_file: &Path, key: &AgentKey, may_restore: bool) -> Result<(), KeyError> {
+pub fn enroll(agents_file: &Path, key: &AgentKey, fetchable: &Fetchable) -> Result<(), KeyError> {
     if Agents::load_if_there(agents_file)?.contains(&key.agent) {
         return Err(KeyError::Enrolled { path: agents_file.to_owned(), agent: key.agent.clone() });
     }
@@ -245,8 +275,8 @@ pub fn enroll(agents_file: &Path, key: &AgentKey, may_restore: bool) -> Result<(
         if !text.is_empty() && !text.ends_with('\n') {
             text.push('\n');
         }
-        let word = if may_restore { String::new() } else { format!(" {NO_RESTORE}") };
-        text.push_str(&format!("{} blake3:{}{word}\n", key.agent, hex(&hash_secret(&key.secret))));
+        let (hash, words) = (hex(&hash_secret(&key.secret)), fetchable.to_words());
+        text.push_str(&format!("{} blake3:{hash}{words}\n", key.agent));
         write_private(agents_file, text.as_bytes())
     };
     write().map_err(|source| match source.kind() {
@@ -329,13 +359,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("agents");
         let (one, ten) = (key("agent1"), key("agent10"));
-        enroll(&file, &one, true).unwrap();
-        enroll(&file, &ten, false).unwrap();
-        assert!(matches!(enroll(&file, &one, true), Err(KeyError::Enrolled { .. })));
+        let of_ten = Fetchable::OwnAnd(vec![ten.agent.clone(), "gone".parse().unwrap()]);
+        enroll(&file, &one, &of_ten).unwrap();
+        enroll(&file, &ten, &Fetchable::Nothing).unwrap();
+        assert!(matches!(enroll(&file, &one, &Fetchable::Nothing), Err(KeyError::Enrolled { .. })));
         let agents = Agents::load(&file).unwrap();
         assert!(agents.accepts(&one.agent, &one.secret) && agents.accepts(&ten.agent, &ten.secret));
-        assert!(agents.may_restore(&one.agent) && !agents.may_restore(&ten.agent));
-        assert!(!agents.may_restore(&"agent2".parse().unwrap()));
+        let other = "agent2".parse().unwrap();
+        assert!(agents.may_fetch(&one.agent, &one.agent) && agents.may_fetch(&one.agent, &ten.agent));
+        assert!(!agents.may_fetch(&one.agent, &other) && !agents.may_fetch(&other, &other));
+        assert!(!agents.may_fetch(&ten.agent, &ten.agent) && !agents.may_fetch(&ten.agent, &one.agent));
         assert!(!agents.accepts(&one.agent, &ten.secret));
         assert!(!agents.accepts(&"agent2".parse().unwrap(), &one.secret));
         assert!(!fs::read_to_string(&file).unwrap().contains(&one.secret.to_hex()), "only a hash is kept");
@@ -373,7 +406,19 @@ mod tests {
         assert_eq!(Agents::parse("../x blake3:00\n").unwrap_err(), 1);
         let good = format!("a blake3:{}", "0".repeat(64));
         assert!(Agents::parse(&format!("{good}\nb{} no-restore \n", &good[1..])).is_ok());
-        for more in ["norestore", "no-restore no-restore", "no-restore x", "NO-RESTORE", "# x"] {
+        assert!(Agents::parse(&format!("{good} restores:b restores:c.d")).is_ok());
+        for more in [
+            "norestore",
+            "no-restore no-restore",
+            "no-restore x",
+            "NO-RESTORE",
+            "# x",
+            "restores:",
+            "restores:../b",
+            "restores: b",
+            "no-restore restores:b",
+            "restores:b no-restore",
+        ] {
             assert_eq!(Agents::parse(&format!("{good}\n{good} {more}")).unwrap_err(), 2, "{more}");
         }
     }

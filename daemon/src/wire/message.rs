@@ -4,8 +4,8 @@
 //! integers as LEB128 varints, enums by the index of their variant. A change of any type here is a change of
 //! [`super::PROTOCOL_VERSION`].
 //!
-//! No message lets an agent delete or change what is stored, or name anything of another agent: what a message
-//! speaks of is the disk its connection was opened for, or (on restore) a disk stored under the agent's own id.
+//! No message lets an agent delete or change what is stored. What a message speaks of is the disk its connection was
+//! opened for or, on restore, a disk of the agent's own or of one that a person at the dispatcher lets it fetch.
 
 use blxrep_dbus::problem::ProblemKind;
 use serde::{Deserialize, Serialize};
@@ -15,16 +15,17 @@ use crate::checkpoint::{Checkpoint, Consistency};
 use crate::generation::Generation;
 use crate::geometry::Geometry;
 use crate::hash::{BlockHash, GroupDigest};
-use crate::ids::{CheckpointId, DiskId, Epoch};
+use crate::ids::{AgentId, CheckpointId, DiskId, Epoch};
 use crate::restore::ShowRow;
 use crate::status::Newest;
 use crate::tracker::{Claim, Gap};
 
 /// The most extents in one [`DiskUp::Changed`].
 pub const CHANGED_MAX_EXTENTS: usize = 4096;
-/// The most extents of unreadable blocks in one [`DiskDown::Attached`]: a disk that has more is failing.
+/// The most extents of unreadable blocks in one [`DiskDown::Attached`] or [`RestoreDown::Verified`]: a disk that has more
+/// is failing.
 pub const UNREADABLE_MAX_EXTENTS: usize = 4096;
-/// The most groups in one [`DiskUp::WantDigests`].
+/// The most groups in one [`DiskUp::WantDigests`] or [`RestoreUp::WantDigests`].
 pub const DIGESTS_MAX: u32 = 4096;
 /// The longest text in a message, in bytes; longer ones are cut.
 pub const TEXT_MAX_BYTES: usize = 1000;
@@ -32,7 +33,7 @@ pub const TEXT_MAX_BYTES: usize = 1000;
 pub const ROWS_MAX: usize = 256;
 /// The most questions of one agent without an answer.
 pub const QUESTIONS_MAX: usize = 64;
-/// The longest name of a disk or a checkpoint in [`RestoreUp::Fetch`], in bytes.
+/// The longest name of a disk or a checkpoint in [`Fetch`], in bytes.
 pub const NAME_MAX_BYTES: usize = 128;
 /// The most lines of damage in [`RestoreDown::Refused`].
 pub const DAMAGE_MAX_LINES: usize = 100;
@@ -294,37 +295,86 @@ pub enum DiskDown {
     ScanClosed,
 }
 
-/// Agent to dispatcher on `/ws/restore`.
+/// What is to be fetched. The names are as a person types them, at most [`NAME_MAX_BYTES`] of printable ASCII each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RestoreUp {
-    /// Asks for the data of a checkpoint of any disk that is stored under the agent's own id. The names are as a
-    /// person types them, at most [`NAME_MAX_BYTES`] of printable ASCII each.
-    Fetch {
-        /// A disk's id or its device's name; not needed where the agent has one.
-        disk: Option<String>,
-        /// An id, `YYYYMMDDHHMM` or `latest`.
-        checkpoint: String,
-    },
+pub struct Fetch {
+    /// Whose disk: the agent's own, or one of another agent that the agents file lets it fetch.
+    pub agent: AgentId,
+    /// A disk's id or its device's name; not needed where the agent has one.
+    pub disk: Option<String>,
+    /// An id, `YYYYMMDDHHMM` or `latest`.
+    pub checkpoint: String,
+    /// Only this partition, by its number in the disk's own table.
+    pub partition: Option<u32>,
+    /// It goes on after a cut: what it rests on was verified before, and need not be once more.
+    pub resumes: bool,
 }
 
-/// Dispatcher to agent on `/ws/restore`; between begin and end come data frames of the area base, one for every group
-/// in ascending order. A slow reader slows them by not reading: there is nothing else on the connection.
+/// Agent to dispatcher on `/ws/restore`. Groups and blocks count from the beginning of what is fetched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestoreUp {
+    /// The first message, and only that.
+    Fetch(Fetch),
+    /// Asks for [`RestoreDown::Digests`].
+    WantDigests {
+        /// The first group.
+        first_group: u64,
+        /// How many, at most [`DIGESTS_MAX`].
+        count: u32,
+    },
+    /// Asks for the blocks of a group that differ from what the target holds.
+    WantGroup {
+        /// Which.
+        group: u64,
+        /// The hashes of what the target holds, one a block; none if that is not known: then all blocks are sent.
+        holds: Vec<BlockHash>,
+    },
+    /// How far it is, for people; about twice a second.
+    Progress {
+        /// Bytes done.
+        done_bytes: u64,
+        /// Bytes in all.
+        total_bytes: u64,
+    },
+    /// Everything is on the target and was read back right.
+    Done,
+}
+
+/// Dispatcher to agent on `/ws/restore`. What a [`RestoreUp::WantGroup`] is answered with are data frames of the area
+/// base, whose sequence number is the group's number plus one, and [`Self::Sent`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RestoreDown {
     /// The answer to a fetch.
     Begin {
         /// The checkpoint.
         checkpoint: Checkpoint,
-        /// The bytes it rests on, all verified before the first data frame.
+        /// Size and blocks of what is fetched: of the disk or of the partition.
+        part: Geometry,
+        /// The bytes it rests on, all verified before anything is sent; 0 where it goes on after a cut.
         verify_bytes: u64,
     },
-    /// How far the verifying is; before the first data frame.
+    /// How far the verifying is.
     Verifying {
         /// More than the last time, at most all.
         done_bytes: u64,
     },
-    /// Everything was sent.
-    End,
+    /// It is sound: from here on the agent asks.
+    Verified {
+        /// The blocks that the disk's own agent could not read, zeros; at most [`UNREADABLE_MAX_EXTENTS`].
+        unreadable: Vec<Extent>,
+    },
+    /// The digests of consecutive groups, unreadable blocks taken for zeros.
+    Digests {
+        /// The first group.
+        first_group: u64,
+        /// One a group.
+        digests: Vec<GroupDigest>,
+    },
+    /// All blocks that differ of a group were sent.
+    Sent {
+        /// Which.
+        group: u64,
+    },
     /// It cannot be sent.
     Refused {
         /// What kind of error it is.

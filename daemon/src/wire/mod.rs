@@ -15,7 +15,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// The version of frames and messages. Both sides must speak the same one.
-pub const PROTOCOL_VERSION: u8 = 3;
+pub const PROTOCOL_VERSION: u8 = 4;
 
 /// The WebSocket endpoints of the dispatcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,7 +26,7 @@ pub enum Endpoint {
     Snapshot,
     /// Changed sectors as they happen, and their data in a sync; one connection a disk.
     Live,
-    /// Data of an agent's own checkpoints back to it; one connection a restore.
+    /// Data of checkpoints back to an agent; one connection a restore.
     Restore,
 }
 
@@ -62,9 +62,9 @@ impl FromStr for Endpoint {
 pub mod header {
     /// The agent's id. Every endpoint.
     pub const AGENT: &str = "x-blxrep-agent";
-    /// The session the dispatcher gave in its welcome, 32 hexadecimal digits. Every endpoint but config.
+    /// The session the dispatcher gave in its welcome, 32 hexadecimal digits. Snapshot and live.
     pub const SESSION: &str = "x-blxrep-session";
-    /// The disk's id. Every endpoint but config.
+    /// The disk's id. Snapshot and live.
     pub const DISK: &str = "x-blxrep-disk";
     /// A number chosen by the agent that pairs the snapshot and the live connection of one attachment.
     pub const LINK: &str = "x-blxrep-link";

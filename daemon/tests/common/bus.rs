@@ -50,9 +50,18 @@ impl Bus {
 
     /// The dispatcher's manager.
     pub async fn dispatcher(&self) -> ManagerProxy<'static> {
+        self.manager(BUS_NAME_DISPATCHER).await
+    }
+
+    /// The manager of whoever owns this name.
+    pub async fn manager(&self, name: &'static str) -> ManagerProxy<'static> {
         let bus = zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap();
-        let manager = ManagerProxy::builder(&bus).destination(BUS_NAME_DISPATCHER);
-        manager.cache_properties(CacheProperties::No).build().await.unwrap()
+        ManagerProxy::builder(&bus)
+            .destination(name)
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await
+            .unwrap()
     }
 
     /// A disk of the dispatcher.

@@ -1,4 +1,5 @@
 //! blxrep as it is installed on a machine.
+#![allow(unreachable_pub, reason = "a module of test binaries")]
 #![allow(clippy::unwrap_used, reason = "a test ends so")]
 
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::process::Command;
 use super::lab::run;
 
 /// What was built is installed below a directory, as a package would.
-pub fn install(stage: &Path) {
+pub(crate) fn install(stage: &Path) {
     let tree = format!("{}/..", env!("CARGO_MANIFEST_DIR"));
     let mut make = Command::new("make");
     make.args(["-s", "-C", &tree, "install", "PREFIX=/usr", "PROFILE=dev"]);

@@ -24,7 +24,7 @@ use lab::wait_for;
 use pair::Pair;
 
 /// How long a checkpoint of every disk may take, in seconds: processors are emulated.
-const SLOW: u64 = 300;
+const SLOW: u64 = 900;
 
 /// Every checkpoint is what its photograph shows, also behind a power cut in mid-write, after which every disk is compared.
 fn every_checkpoint_is_its_photograph(agent_kernel: &str, dispatcher_kernel: &str) {

@@ -15,12 +15,12 @@ use super::stage::install;
 const DISKS: usize = 6;
 /// What they are made of (`guest/usr/local/sbin/disks`), and a disk for the photographs: driver, name and MiB.
 const AGENT_DISKS: &[(&str, &str, u64)] = &[
-    ("virtio-blk-pci", "virtio", 48),
-    ("nvme", "nvme", 48),
-    ("virtio-blk-pci", "volumes", 160),
-    ("virtio-blk-pci", "left", 48),
-    ("virtio-blk-pci", "right", 48),
-    ("virtio-blk-pci", "locked", 64),
+    ("virtio-blk-pci", "virtio", 32),
+    ("nvme", "nvme", 32),
+    ("virtio-blk-pci", "volumes", 128),
+    ("virtio-blk-pci", "left", 32),
+    ("virtio-blk-pci", "right", 32),
+    ("virtio-blk-pci", "locked", 48),
     ("virtio-blk-pci", "photos", 4096),
 ];
 const DISPATCHER_DISKS: &[(&str, &str, u64)] = &[("virtio-blk-pci", "store", 4096)];
@@ -131,7 +131,9 @@ impl Pair {
     /// Fails unless every disk was copied once and compared behind the power cut.
     pub fn assert_compared(&self) {
         let journal = self.dispatcher.run("journalctl --no-pager -o cat -u blxrep-dispatcher");
-        for (what, text) in [("copied", "full copy"), ("compared", "the whole disk is compared")] {
+        for (what, text) in
+            [("copied", "attached: full copy"), ("compared", "attached: the whole disk is compared")]
+        {
             assert_eq!(journal.matches(text).count(), DISKS, "disks that were {what}:\n{journal}");
         }
     }

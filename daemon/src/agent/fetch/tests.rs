@@ -14,11 +14,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
+use crate::bitmap::Extent;
 use crate::checkpoint::{Checkpoint, Consistency};
-use crate::hash::{BlockHash, hash_blocks};
+use crate::hash::{BlockHash, group_digest, hash_blocks};
 use crate::ids::{CheckpointId, Epoch};
 use crate::restore::tests::Loop;
-use crate::wire::frame::{FRAME_MAX_BYTES, encode_data};
+use crate::run::Run;
+use crate::wire::frame::{Area, FRAME_MAX_BYTES, encode_data, encode_message};
 use crate::wire::key::AgentKey;
 use crate::wire::socket::accept;
 use crate::wire::tls::{Identity, connector};
@@ -89,17 +91,42 @@ fn data(group: u64) -> Vec<u8> {
 }
 
 fn begin() -> Vec<u8> {
-    message(&RestoreDown::Begin { checkpoint: checkpoint(), verify_bytes: 100 })
+    message(&RestoreDown::Begin { checkpoint: checkpoint(), part: geometry(), verify_bytes: 100 })
 }
 
 fn verifying(done_bytes: u64) -> Vec<u8> {
     message(&RestoreDown::Verifying { done_bytes })
 }
 
-/// What a good dispatcher sends.
+fn verified() -> Vec<u8> {
+    message(&RestoreDown::Verified { unreadable: vec![Extent { first: 3, count: 1 }] })
+}
+
+fn digests(groups: std::ops::Range<u64>) -> Vec<u8> {
+    let digest = |group: u64| {
+        let image = image();
+        let start = (group << 20) as usize;
+        group_digest(&hash_blocks(&image[start..image.len().min(start + (1 << 20))], 4096))
+    };
+    let first_group = groups.start;
+    message(&RestoreDown::Digests { first_group, digests: groups.map(digest).collect() })
+}
+
+fn sent(group: u64) -> Vec<u8> {
+    message(&RestoreDown::Sent { group })
+}
+
+/// What a good dispatcher sends for a new file, which holds the zeros of the second group already.
 fn good() -> Vec<Vec<u8>> {
-    let end = message(&RestoreDown::End);
-    vec![begin(), verifying(40), verifying(100), data(0), data(1), data(2), end]
+    let begin = [begin(), verifying(40), verifying(100), verified(), digests(0..3)];
+    [&begin[..], &[data(0), sent(0), data(2), sent(2)]].concat()
+}
+
+/// And for a device that holds something else everywhere.
+fn good_for_device() -> Vec<Vec<u8>> {
+    let mut frames = good();
+    frames.splice(7..7, [data(1), sent(1)]);
+    frames
 }
 
 struct Lab {
@@ -125,23 +152,33 @@ impl Lab {
 
     /// Serves the next connection.
     fn serve(&self, frames: Vec<Vec<u8>>, then: Then) {
+        self.serve_each(vec![frames], then);
+    }
+
+    /// Serves the next connections, one after the other.
+    fn serve_each(&self, connections: Vec<Vec<Vec<u8>>>, then: Then) {
         let (listener, acceptor) = (self.listener.clone(), self.acceptor.clone());
         self.runtime.spawn(async move {
-            let (tcp, peer) = listener.accept().await.unwrap();
-            let (mut socket, ..) = accept(tcp, &acceptor, peer.ip(), |_| Ok(())).await.unwrap();
-            while let Some(Ok(message)) = socket.next().await {
-                if message.is_binary() {
-                    break;
+            for frames in connections {
+                let (tcp, peer) = listener.accept().await.unwrap();
+                let (mut socket, ..) = accept(tcp, &acceptor, peer.ip(), |_| Ok(())).await.unwrap();
+                while let Some(Ok(message)) = socket.next().await {
+                    if message.is_binary() {
+                        break;
+                    }
                 }
-            }
-            for frame in frames {
-                // A client that has seen enough is gone.
-                let _ = socket.send(Message::Binary(frame.into())).await;
-            }
-            match then {
-                Then::Close => drop(socket.close(None).await),
-                Then::Wait => while socket.next().await.is_some_and(|m| m.is_ok()) {},
-                Then::Freeze => std::future::pending().await,
+                for frame in frames {
+                    // A client that has seen enough is gone.
+                    let _ = socket.send(Message::Binary(frame.into())).await;
+                }
+                if matches!(then, Then::Freeze) {
+                    std::future::pending().await
+                }
+                if matches!(then, Then::Close) {
+                    let _ = socket.close(None).await;
+                }
+                // What is still asked is read, or the client might not hear the end of what was sent.
+                while socket.next().await.is_some_and(|m| m.is_ok()) {}
             }
         });
     }
@@ -151,8 +188,11 @@ impl Lab {
     }
 
     fn fetch_to(&self, output: Output, progress: Progress<'_>) -> Result<RestoreReport, FetchError> {
-        let request = FetchRequest { disk: Some("sda".into()), checkpoint: "latest".into(), output };
-        fetch(&self.dial, [7; 16], request, self.runtime.handle(), progress)
+        self.fetch(request(output), progress)
+    }
+
+    fn fetch(&self, request: FetchRequest, progress: Progress<'_>) -> Result<RestoreReport, FetchError> {
+        fetch(&self.dial, request, self.runtime.handle(), progress, &mut |_| Ok(()))
     }
 
     /// A fetch into a new file that must fail, and leave nothing.
@@ -163,6 +203,12 @@ impl Lab {
         assert_eq!(fs::read_dir(self.dir.path()).unwrap().count(), 0, "something is left: {error}");
         error
     }
+}
+
+/// Of the newest checkpoint; what is cut is not tried again.
+fn request(output: Output) -> FetchRequest {
+    let (disk, checkpoint, patience) = (Some("sda".into()), "latest".into(), Duration::ZERO);
+    FetchRequest { agent: None, disk, checkpoint, partition: None, output, patience }
 }
 
 /// A good dispatcher's frames, changed.
@@ -200,9 +246,60 @@ fn a_checkpoint_comes_back_into_every_kind_of_target() {
     let backing = lab.dir.path().join("backing");
     fs::write(&backing, vec![0xaa; image().len()]).unwrap();
     let device = Loop::over(&backing);
-    lab.serve(good(), Then::Close);
-    lab.fetch_to(Output::Path(PathBuf::from(&device.0)), GO_ON).unwrap();
+    let (mut noted, output) = (Vec::new(), Output::Path(PathBuf::from(&device.0)));
+    lab.serve(good_for_device(), Then::Close);
+    let mut note = |checkpoint: &Checkpoint| {
+        assert_eq!(fs::read(&backing).unwrap(), vec![0xaa; image().len()], "noted before it is written");
+        noted.push(checkpoint.id);
+        Ok(())
+    };
+    fetch(&lab.dial, request(output), lab.runtime.handle(), GO_ON, &mut note).unwrap();
     assert!(fs::read(&device.0).unwrap() == image());
+    assert_eq!(noted, [checkpoint().id], "once");
+
+    // What is there already is neither sent nor written.
+    lab.serve(good()[..5].to_vec(), Then::Wait);
+    let report = lab.fetch_to(Output::Path(PathBuf::from(&device.0)), GO_ON).unwrap();
+    assert_eq!(report.written_bytes, 0);
+    let mut other = image();
+    other[5000..6000].fill(0x77);
+    fs::write(&device.0, &other).unwrap();
+    let block = Run::pack(1, hash_blocks(&image()[4096..8192], 4096), &image()[4096..8192]);
+    let block = encode_data(Area::Base, 1, &block);
+    lab.serve(but(|f| f.splice(5.., [block, sent(0)]).for_each(drop)), Then::Close);
+    let report = lab.fetch_to(Output::Path(PathBuf::from(&device.0)), GO_ON).unwrap();
+    assert_eq!(report.written_bytes, 4096);
+    assert!(fs::read(&device.0).unwrap() == image());
+}
+
+#[test]
+fn a_fetch_that_was_cut_goes_on_where_it_was() {
+    let lab = Lab::new();
+    let resumed = |groups: std::ops::Range<u64>| {
+        let begin = RestoreDown::Begin { checkpoint: checkpoint(), part: geometry(), verify_bytes: 0 };
+        vec![message(&begin), verified(), digests(groups)]
+    };
+    for cut_at in 1..good().len() {
+        // Before all was verified it is verified once more; then it goes on at the first group that is not settled.
+        let rest = match cut_at {
+            ..4 => good(),
+            4..7 => [resumed(0..3), good()[5..].to_vec()].concat(),
+            _ => [resumed(2..3), good()[7..].to_vec()].concat(),
+        };
+        lab.serve_each(vec![but(|f| f.truncate(cut_at)), rest], Then::Close);
+        let request = FetchRequest { patience: PATIENCE, ..request(Output::Path(lab.path())) };
+        let report = lab.fetch(request, GO_ON).unwrap();
+        assert!(fs::read(&report.output).unwrap() == image(), "cut at {cut_at}");
+        fs::remove_file(report.output).unwrap();
+    }
+    // Nor does it go on with another checkpoint.
+    let mut other = checkpoint();
+    other.epoch = Epoch([4; 16]);
+    let other = RestoreDown::Begin { checkpoint: other, part: geometry(), verify_bytes: 0 };
+    lab.serve_each(vec![but(|f| f.truncate(6)), vec![message(&other)]], Then::Close);
+    let request = FetchRequest { patience: PATIENCE, ..request(Output::Path(lab.path())) };
+    let error = lab.fetch(request, GO_ON).unwrap_err();
+    assert!(error.to_string().contains("another checkpoint") && !lab.path().exists(), "{error}");
 }
 
 #[test]
@@ -212,43 +309,61 @@ fn a_dispatcher_that_lies_leaves_nothing() {
     let of = |change: fn(&mut Checkpoint)| {
         let mut checkpoint = checkpoint();
         change(&mut checkpoint);
-        message(&RestoreDown::Begin { checkpoint, verify_bytes: 100 })
+        let part = checkpoint.geometry;
+        message(&RestoreDown::Begin { checkpoint, part, verify_bytes: 100 })
     };
+    let part = Geometry::new(1 << 20, 12).unwrap();
     let cases = [
         (vec![vec![0xff; 40]], "must not"),
         (vec![vec![0; FRAME_MAX_BYTES + 1]], "the connection ended"),
         (vec![data(0)], "must not"),
-        (vec![message(&RestoreDown::End)], "before everything"),
+        (vec![sent(0)], turn),
         (but(|f| f[0] = of(|c| c.agent = "web2".parse().unwrap())), "another agent"),
         (but(|f| f[0] = of(|c| c.geometry = Geometry::new(1 << 46, 12).unwrap())), ""),
-        (but(|f| f[0] = of(|c| c.geometry = Geometry::new(1 << 20, 12).unwrap())), "must not"),
-        (but(|f| f[0] = of(|c| c.geometry = Geometry::new(8 << 20, 12).unwrap())), turn),
+        (but(|f| f[0] = of(|c| c.geometry = Geometry::new(1 << 20, 12).unwrap())), turn),
+        (but(|f| f[0] = of(|c| c.geometry = Geometry::new(8 << 20, 12).unwrap())), "does not unpack"),
+        (
+            but(|f| {
+                f[0] = message(&RestoreDown::Begin { checkpoint: checkpoint(), part, verify_bytes: 100 });
+            }),
+            "another part",
+        ),
         (but(|f| f.insert(1, begin())), "began twice"),
         (but(|f| f[2] = verifying(40)), "verifies out of turn"),
         (but(|f| f[2] = verifying(101)), "verifies out of turn"),
         (but(|f| f.insert(4, verifying(100))), "verifies out of turn"),
-        (but(|f| f.swap(3, 4)), turn),
-        (but(|f| f.insert(4, data(0))), turn),
-        (but(|f| drop(f.remove(4))), turn),
-        (but(|f| f[4] = encode_data(Area::Base, 3, &run_of(1))), turn),
-        (but(|f| f[4] = encode_data(Area::Delta, 2, &run_of(1))), turn),
-        (but(|f| f[4] = encode_data(Area::Base, 2, &run_of(0))), turn),
-        (but(|f| f[4] = encode_data(Area::Base, 2, &Run::zeros(256, 255))), turn),
-        (but(|f| f[4] = encode_data(Area::Base, 2, &Run::zeros(256, 258))), turn),
-        (but(|f| f[4] = encode_data(Area::Base, 2, &Run::zeros(256, 259))), "must not"),
+        (but(|f| f.insert(4, verified())), "verifies out of turn"),
+        (but(|f| drop(f.remove(3))), "digests out of turn"),
+        (but(|f| f[3] = data(0)), turn),
         (
             but(|f| {
-                f[5] = {
-                    let blocks = &image()[2 << 20..];
-                    encode_data(Area::Base, 3, &Run::pack(512, vec![BlockHash([1; 16]); 2], blocks))
-                }
+                f[3] = message(&RestoreDown::Verified { unreadable: vec![Extent { first: 514, count: 1 }] })
+            }),
+            "not on the disk",
+        ),
+        (but(|f| f[4] = digests(1..3)), "digests out of turn"),
+        (but(|f| f[4] = digests(0..0)), "digests out of turn"),
+        (but(|f| f.insert(5, digests(0..3))), "digests out of turn"),
+        (but(|f| f.swap(5, 7)), turn),
+        (but(|f| f.insert(7, data(0))), turn),
+        (but(|f| f.insert(7, sent(0))), turn),
+        (but(|f| drop(f.remove(5))), "other blocks"),
+        (but(|f| drop(f.remove(6))), turn),
+        (but(|f| f[5] = encode_data(Area::Base, 3, &run_of(0))), turn),
+        (but(|f| f[5] = encode_data(Area::Delta, 1, &run_of(0))), turn),
+        (but(|f| f[5] = encode_data(Area::Base, 1, &run_of(1))), turn),
+        (but(|f| f[5] = encode_data(Area::Base, 1, &Run::zeros(250, 10))), turn),
+        (but(|f| f[5] = encode_data(Area::Base, 1, &Run::zeros(256, 259))), "must not"),
+        (but(|f| f[7] = encode_data(Area::Base, 3, &Run::zeros(512, 2))), "other blocks"),
+        (
+            but(|f| {
+                let blocks = &image()[2 << 20..];
+                f[7] = encode_data(Area::Base, 3, &Run::pack(512, vec![BlockHash([1; 16]); 2], blocks));
             }),
             "does not have its hash",
         ),
-        (but(|f| f.insert(6, data(2))), "must not"),
-        (but(|f| drop(f.remove(5))), "before everything"),
+        (but(|f| f.truncate(8)), "the connection ended"),
         (but(|f| f.truncate(6)), "the connection ended"),
-        (but(|f| f.truncate(4)), "the connection ended"),
         (but(|f| f.truncate(1)), "the connection ended"),
         (vec![], "the connection ended"),
     ];
@@ -266,7 +381,7 @@ fn a_refusal_is_passed_on_whenever_it_comes() {
         reason: "r".repeat(5000),
         damage: vec!["d".repeat(5000); 150],
     });
-    for at in 0..=6 {
+    for at in 0..good().len() {
         let frames = but(|f| f.splice(at.., [refused.clone()]).for_each(drop));
         let FetchError::Refused { kind, reason, damage, hint } = lab.fails(frames, Then::Wait, "rrr") else {
             panic!("no refusal at {at}")
@@ -283,8 +398,8 @@ fn a_device_is_not_touched_before_data_comes_and_is_said_to_hold_a_part_then() {
     let junk = vec![0xaa; image().len()];
     fs::write(&backing, &junk).unwrap();
     let device = Loop::over(&backing);
-    for (frames, part) in [(3, false), (4, true)] {
-        lab.serve(but(|f| f.truncate(frames)), Then::Close);
+    for (frames, part) in [(5, false), (6, true)] {
+        lab.serve(good_for_device()[..frames].to_vec(), Then::Close);
         let error = lab.fetch_to(Output::Path(PathBuf::from(&device.0)), GO_ON).unwrap_err();
         assert_eq!(error.to_string().contains("holds only a part"), part, "{error}");
         assert_eq!(fs::read(&device.0).unwrap() != junk, part);
@@ -355,15 +470,15 @@ fn a_faulty_target_is_found_by_reading_back() {
     lab.serve(good(), Then::Wait);
     let size = geometry().size_bytes();
     let spoil = |done: u64, _| {
-        if done == 100 + size {
-            // Everything is written and nothing read back.
+        if done == 100 + size + (1 << 20) {
+            // Everything is written, and nothing read back but the group that was not.
             let file = OpenOptions::new().write(true).open(&given).unwrap();
-            std::os::unix::fs::FileExt::write_all_at(&file, &[0x55], (1 << 20) + 5000).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &[0x55], (2 << 20) + 500).unwrap();
         }
         ControlFlow::Continue(())
     };
     let error = lab.fetch_to(Output::Open { file, name: "x".into() }, &spoil).unwrap_err();
-    assert!(matches!(error, FetchError::Restore(RestoreError::ReadBack { block: 256, .. })), "{error}");
+    assert!(matches!(error, FetchError::Restore(RestoreError::ReadBack { block: 512, .. })), "{error}");
     assert_eq!(fs::metadata(&given).unwrap().len(), 0);
 }
 
@@ -371,9 +486,9 @@ fn a_faulty_target_is_found_by_reading_back() {
 fn another_checkpoint_than_was_asked_for_is_not_taken() {
     let lab = Lab::new();
     lab.serve(good(), Then::Wait);
-    let (disk, output) = (Some("sda".into()), Output::Path(lab.path()));
-    let request = FetchRequest { disk, checkpoint: "20200101000000".into(), output };
-    let error = fetch(&lab.dial, [7; 16], request, lab.runtime.handle(), GO_ON).unwrap_err();
+    let checkpoint = "20200101000000".into();
+    let error =
+        lab.fetch(FetchRequest { checkpoint, ..request(Output::Path(lab.path())) }, GO_ON).unwrap_err();
     assert!(error.to_string().contains("another checkpoint"), "{error}");
     assert!(!lab.path().exists());
 }

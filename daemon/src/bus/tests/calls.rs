@@ -111,6 +111,8 @@ async fn what_comes_back_is_what_the_contract_says() {
             ("freeze_ms", 7u32.into()),
             ("unreadable_blocks", 3u32.into()),
             ("note", row.note.into()),
+            ("boot", row.boot.unwrap().into()),
+            ("boot_time", row.boot_time.unwrap().into()),
         ])
     });
     for paths in [manager.pause("web1", none()).await.unwrap(), manager.resume("web1", none()).await.unwrap()]
@@ -134,6 +136,7 @@ async fn what_comes_back_is_what_the_contract_says() {
         ("last_seen_usec", 1_000_000u64.into()),
         ("disks", 2u32.into()),
         ("refused", "a copy".into()),
+        ("unfinished", Vec::<String>::new().into()),
     ]);
     assert_eq!(agents, [expected]);
 }

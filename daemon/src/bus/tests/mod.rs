@@ -18,7 +18,7 @@ use blxrep_dbus::problem::{Problem, ProblemKind};
 use blxrep_dbus::proxy::{JobProxy, ManagerProxy, Options};
 use blxrep_dbus::words::{DiskState, Role};
 use futures_util::StreamExt;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zbus::connection::Builder;
@@ -124,6 +124,7 @@ impl Control for Fake {
             last_seen_unix_ms: 1000,
             disks: 2,
             refused: "a copy".into(),
+            unfinished: Vec::new(),
         }]
     }
 
@@ -160,7 +161,7 @@ impl Control for Fake {
     }
 
     fn restore(&self, request: RestoreRequest) -> Result<Planned, Problem> {
-        let RestoreRequest { which, checkpoint, target, output } = request;
+        let RestoreRequest { which, checkpoint, target, output, .. } = request;
         let target = target.to_str().unwrap();
         self.note(format!(
             "restore {} {:?} {checkpoint} {target} {}",
@@ -321,7 +322,7 @@ async fn connect(
     let disks = set_up(daemon, &server).await.unwrap();
     let daemon = daemon.clone();
     let serving = tokio::spawn(async move {
-        serve(&daemon, &server, disks, added).await;
+        serve(&daemon, &server, disks, added, &mut mpsc::channel(1).1).await;
     });
     // What was signalled of the beginning is over when this is answered.
     let ping = client.call_method(None::<&str>, "/", Some("org.freedesktop.DBus.Peer"), "Ping", &());

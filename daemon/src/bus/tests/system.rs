@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use blxrep_dbus::{ACTION_CHECKPOINT, BUS_NAME_DISPATCHER};
 use tempfile::TempDir;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use zbus::names::BusName;
 
@@ -56,8 +56,8 @@ impl Bus {
         let address = self.address.clone();
         Serving(tokio::spawn(async move {
             let (_added, checkpoints) = broadcast::channel(4);
-            stay_on_bus(&daemon, || Builder::address(address.as_str()), &checkpoints, oneshot::channel().0)
-                .await;
+            let (bus, mut begun) = (|| Builder::address(address.as_str()), mpsc::channel(1).1);
+            stay_on_bus(&daemon, bus, &checkpoints, &mut begun, oneshot::channel().0).await;
         }))
     }
 
