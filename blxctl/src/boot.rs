@@ -86,15 +86,10 @@ pub(crate) async fn prove(daemon: &Daemon, request: Request, wanted: Wanted) -> 
     exported.close().await;
     let (verdict, seconds, console) = came?;
     let proof = Proof { agent, disk, checkpoint, verdict, seconds, console };
-    let options = Options::from([("disk", proof.disk.as_str().into())]);
+    let options =
+        Options::from([("disk", proof.disk.as_str().into()), ("console", proof.console.as_str().into())]);
     let manager = daemon.manager().await?;
-    let kept = manager.record_boot(
-        &proof.agent,
-        &proof.checkpoint,
-        proof.result().as_str(),
-        &proof.console,
-        options,
-    );
+    let kept = manager.record_boot(&proof.agent, &proof.checkpoint, proof.result().as_str(), options);
     kept.await.map_err(|e| Failure::of_call(&e, ACTION_CHECKPOINT))?;
     Ok(proof)
 }

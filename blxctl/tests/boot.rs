@@ -81,8 +81,7 @@ impl World {
             assert!(began.elapsed() < Duration::from_secs(20), "an export is left");
         }
         let manager = self.daemon.object_server().interface::<_, Manager>(PATH_MANAGER).await.unwrap();
-        let booted = manager.get().await.booted.clone();
-        booted
+        manager.get().await.booted.clone()
     }
 }
 

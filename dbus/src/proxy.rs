@@ -92,15 +92,14 @@ pub trait Manager {
     fn accept(&self, agent: &str, options: Options<'_>) -> zbus::Result<()>;
 
     /// Keeps what came of starting a checkpoint in a virtual machine, in place of what is kept of it. `result`: see
-    /// [`crate::words::BootResult`]. `console`: what the guest wrote to its serial console, at most
-    /// [`crate::BOOT_CONSOLE_MAX_BYTES`], without control characters but newlines and tabs. Only on the dispatcher. Option: `disk` (s).
+    /// [`crate::words::BootResult`]. Only on the dispatcher. Options: `disk` (s), and `console` (s): what the guest wrote to its
+    /// serial console, at most [`crate::BOOT_CONSOLE_MAX_BYTES`], without control characters but newlines and tabs.
     #[zbus(allow_interactive_auth)]
     fn record_boot(
         &self,
         agent: &str,
         checkpoint: &str,
         result: &str,
-        console: &str,
         options: Options<'_>,
     ) -> zbus::Result<()>;
 

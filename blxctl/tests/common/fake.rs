@@ -313,10 +313,9 @@ impl Manager {
         agent: String,
         checkpoint: String,
         result: String,
-        console: String,
         options: Details,
     ) -> Result<(), Problem> {
-        let disk = options["disk"].downcast_ref::<String>().unwrap();
+        let [disk, console] = ["disk", "console"].map(|key| options[key].downcast_ref::<String>().unwrap());
         self.booted.push([agent, disk, checkpoint, result, console]);
         Ok(())
     }

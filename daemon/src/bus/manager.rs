@@ -258,15 +258,14 @@ impl Manager {
         agent: &str,
         checkpoint: &str,
         result: &str,
-        console: &str,
         options: RawOptions,
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(), Problem> {
-        let mut options = Options::new(options, &["disk"])?;
+        let mut options = Options::new(options, &["disk", "console"])?;
         let which = which(agent, &mut options)?;
         name("checkpoint", checkpoint)?;
-        let test = boot_test(result, console)?;
+        let test = boot_test(result, options.text("console")?.unwrap_or_default())?;
         let call = Call { connection, header: &header };
         self.admit(&call, ACTION_CHECKPOINT, &about(&which, checkpoint, "")).await?;
         let checkpoint = checkpoint.to_owned();

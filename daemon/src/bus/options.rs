@@ -162,14 +162,14 @@ pub(super) fn target(text: &str, only_a_name: bool) -> Result<(), Problem> {
 }
 
 /// What came of starting a checkpoint, now.
-pub(super) fn boot_test(result: &str, console: &str) -> Result<BootTest, Problem> {
+pub(super) fn boot_test(result: &str, console: String) -> Result<BootTest, Problem> {
     let result = result.parse().map_err(|_| invalid("result must be passed or failed"))?;
     let text = || {
         invalid(format!(
             "console must be at most {BOOT_CONSOLE_MAX_BYTES} bytes, with no control characters but newlines and tabs"
         ))
     };
-    BootTest::new(result, unix_ms(), console.to_owned()).ok_or_else(text)
+    BootTest::new(result, unix_ms(), console).ok_or_else(text)
 }
 
 fn invalid(message: impl Into<String>) -> Problem {

@@ -22,7 +22,7 @@ async fn call_all(
         ("Accept", manager.accept("web1", options()).await),
         ("Mount", manager.mount("web1", "latest", null().into(), options()).await.map(|_| ())),
         ("Export", manager.export("web1", "latest", null().into(), options()).await.map(|_| ())),
-        ("RecordBoot", manager.record_boot("web1", "latest", "passed", "login: ", options()).await),
+        ("RecordBoot", manager.record_boot("web1", "latest", "passed", options()).await),
     ]
 }
 
@@ -212,7 +212,8 @@ async fn what_booting_showed_is_a_word_and_clean_text_of_bounded_length() {
     let manager = world.manager().await;
     let long = "x".repeat(BOOT_CONSOLE_MAX_BYTES + 1);
     for (result, console) in [("well", ""), ("passed", "\x1b[2J"), ("failed", &*long)] {
-        let answer = manager.record_boot("web1", "latest", result, console, none()).await;
+        let options = Options::from([("console", console.into())]);
+        let answer = manager.record_boot("web1", "latest", result, options).await;
         assert_eq!(kind(answer), ProblemKind::InvalidArgument, "{result}");
     }
     assert_eq!(world.fake.take(), Vec::<String>::new());
