@@ -100,6 +100,7 @@ bench: ## Measure, in a release build (sudo make bench)
 	tools/with-bpffs bench/run
 	tools/with-bpffs bench/compare
 	tools/with-bpffs bench/restore
+	bench/serve
 
 install: $(PROFILE:dev=) ## Install below DESTDIR and PREFIX (/usr/local)
 	$(INSTALL) -m 755 $(BUILT)/blxrep $(DESTDIR)$(BINDIR)/blxrep
