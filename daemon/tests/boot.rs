@@ -21,7 +21,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use blxrep_dbus::proxy::Options;
 use common::bus::Bus;
-use common::lab::{BLXREP, Lab, TestDisk, run, wait_for};
+use common::lab::{BLXREP, Lab, Process, TestDisk, run, wait_for};
 use serde_json::{Value, json};
 
 /// A start takes a quarter of a minute where nothing else runs.
@@ -44,6 +44,8 @@ fn qemu(lab: &Lab, root: &str) -> String {
 
 /// A replicated disk, and `blxctl` beside its dispatcher.
 struct World {
+    /// Ends before the lab does, which removes its tracker.
+    process: Process,
     lab: Lab,
     bus: Bus,
     agent: String,
@@ -158,9 +160,9 @@ fn a_debian_boots_and_one_without_boot_loader_or_root_does_not() {
     fs::write(mounted.join("etc/hostname"), "the-copy\n").unwrap();
     lab.enroll(&agent);
     lab.start_dispatcher(&["--sync-freq", "1h"]);
-    let _agent = lab.start_agent(&agent, &[&disk.path], &[]);
+    let process = lab.start_agent(&agent, &[&disk.path], &[]);
     lab.wait_checkpoints(&agent, &disk.name, 1, 300);
-    let mut world = World { lab, bus, agent, disk, path };
+    let mut world = World { process, lab, bus, agent, disk, path };
 
     // For a person, who looks at it and cuts its power.
     let before = world.stored();
