@@ -1,5 +1,6 @@
 //! What a person may type.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -24,7 +25,7 @@ Exit codes:
   2  wrong usage
   3  no daemon runs, it refused, access was denied, or agent and dispatcher are not
      connected
-  4  damage was found
+  4  damage was found, or a checkpoint did not boot
   5  not found: no such agent, disk, checkpoint or job
   6  only of 'status': something needs attention
 
@@ -98,7 +99,8 @@ Examples:
 JSON:
   an array  checkpoint, agent, disk, device, time (RFC 3339), consistency, size_bytes,
             delta_bytes, stored_bytes, parent (null for the base), freeze_ms,
-            unreadable_blocks (zeros: the agent's disk could not read them), note";
+            unreadable_blocks (zeros: the agent's disk could not read them), note, boot (passed or
+            failed; null if nobody has tried), boot_time (RFC 3339)";
 
 const RESTORE: &str = "\
 TARGET is opened with your own rights, and every block is verified. A new file is made under a hidden name and gets its own when \
@@ -132,15 +134,22 @@ const VERIFY: &str = "\
 Every file is read once, however many of the checkpoints rest on it. The dispatcher does the same by itself, slowly: see \
 'blxctl status'.
 
+With --boot it is not read but started in QEMU, without a network, as by 'blxctl boot': the first login prompt on the serial \
+console (the machine needs 'console=ttyS0') passes. With --probe a line 'blxrep-probe: ok' does, and 'blxrep-probe: ' with \
+anything else fails: let a service of yours that looks deeper print it to /dev/ttyS0. What the console showed is kept in the dispatcher's \
+data directory, boot/AGENT/DISK/CHECKPOINT.boot, and 'show' tells the result.
+
 Examples:
   blxctl verify --agent web1 latest
   blxctl verify --agent web1 --disk sda 20261121203456 20261121204056
   blxctl verify --agent web1 --start 202611210000
   blxctl verify --all                             everything of everybody
+  blxctl verify --boot --agent web1
+  blxctl verify --boot --agent web1 --probe --boot-timeout 120 latest -- -m 8G
 
 Exit codes:
   0  sound; blocks that the agent's disk could not read are named on standard error
-  4  damage was found, and is listed
+  4  damage was found, and is listed; or it did not boot
 
 JSON:
   job, type, result  result: done, canceled or failed
@@ -149,7 +158,29 @@ JSON:
                      rest on it), unreadable (how many have zeros for blocks that could
                      not be read))
   of one checkpoint  checkpoint, disk, unreadable_blocks, unreadable_sectors as well
-  of a failure       error, message, damage";
+  of a failure       error, message, damage
+  of --boot          only agent, disk, checkpoint, boot (passed or failed), reason (null if
+                     passed), seconds, console (its text)";
+
+const BOOT: &str = "\
+A copy of the machine as it was, on this host, in QEMU, with your rights and without a network. What it writes is thrown away, \
+and nothing stored is changed. Its serial console is your terminal: Ctrl-A X ends it, Ctrl-A H helps. A machine whose kernel \
+has no 'console=ttyS0' shows its boot loader at most: give it a screen. The agent's other disks are there as well, as of \
+their newest checkpoint that is no newer.
+
+It starts by BIOS, with 2 CPUs, 2 GiB and KVM where there is KVM. What stands behind -- is QEMU's, and wins.
+
+Needs qemu-system-x86_64 in PATH, and room in /var/tmp for what the machine writes.
+
+Examples:
+  blxctl boot web1 latest
+  blxctl boot web1 202611212034 --disk sda -- -m 8G -smp 4
+  blxctl boot web1 latest -- -display gtk
+  blxctl boot web1 latest -- -bios /usr/share/ovmf/OVMF.fd        a UEFI machine
+  blxctl boot web1 latest -- -nic user,model=virtio               a network, by NAT
+
+JSON:
+  nothing: standard output is the machine's console";
 
 const MOUNT: &str = "\
 DIR gets disk.img, and partN.img for each partition. All of it is read-only, and every block is verified when it is read; one that \
@@ -346,6 +377,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         which: Several,
         #[command(flatten)]
+        start: Start,
+        #[command(flatten)]
         wait: Wait,
     },
     /// Show a checkpoint's disk and partitions as files; only on the dispatcher
@@ -374,6 +407,15 @@ pub(crate) enum Command {
         writable: bool,
         #[command(flatten)]
         wait: Wait,
+    },
+    /// Start a checkpoint in QEMU, for a look or for real; only on the dispatcher
+    #[command(after_long_help = BOOT)]
+    Boot {
+        #[command(flatten)]
+        shown: Shown,
+        /// More arguments of QEMU
+        #[arg(last = true)]
+        qemu: Vec<OsString>,
     },
     /// Take a checkpoint now
     #[command(after_long_help = SYNC)]
@@ -454,7 +496,7 @@ pub(crate) struct Several {
     #[arg(long)]
     pub(crate) disk: Option<String>,
     /// YYYYMMDDHHMMSS, YYYYMMDDHHMM for the newest of a minute, or 'latest'
-    #[arg(required_unless_present_any = ["start", "end", "all"], conflicts_with_all = ["start", "end", "all"])]
+    #[arg(required_unless_present_any = ["start", "end", "all", "boot"], conflicts_with_all = ["start", "end", "all"])]
     pub(crate) checkpoint: Vec<String>,
     /// All not before this minute, YYYYMMDDHHMM in UTC
     #[arg(long, value_name = "MINUTE", conflicts_with = "all")]
@@ -465,6 +507,23 @@ pub(crate) struct Several {
     /// All there are
     #[arg(long)]
     pub(crate) all: bool,
+}
+
+/// Whether, and how, to start a checkpoint.
+#[derive(Debug, Args)]
+pub(crate) struct Start {
+    /// Start it in QEMU instead, and wait for a login prompt; CHECKPOINT may be left out for the newest
+    #[arg(long, conflicts_with_all = ["start", "end", "all", "no_wait"])]
+    pub(crate) boot: bool,
+    /// Wait for the line 'blxrep-probe: ok' on the serial console
+    #[arg(long, requires = "boot")]
+    pub(crate) probe: bool,
+    /// How long to wait
+    #[arg(long, value_name = "SECONDS", requires = "boot", default_value = "600", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) boot_timeout: u64,
+    /// More arguments of QEMU, with --boot
+    #[arg(last = true, requires = "boot")]
+    pub(crate) qemu: Vec<OsString>,
 }
 
 /// A checkpoint to show.
@@ -562,6 +621,14 @@ mod tests {
             "blxctl verify latest --all",
             "blxctl verify latest --start 202611210000",
             "blxctl verify --all --end 202611210000",
+            "blxctl verify --boot --all",
+            "blxctl verify --boot --no-wait",
+            "blxctl verify latest --probe",
+            "blxctl verify latest --boot-timeout 5",
+            "blxctl verify --boot --boot-timeout 0",
+            "blxctl verify latest -- -m 8G",
+            "blxctl boot web1",
+            "blxctl boot web1 latest -m 8G",
             "blxctl mount web1 latest",
             "blxctl export web1 latest",
             "blxctl export web1 latest --socket /x --tcp 127.0.0.1:1",

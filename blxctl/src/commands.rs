@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use blxrep_dbus::proxy::Options;
 use blxrep_dbus::words::{JobType, Role};
@@ -13,7 +13,9 @@ use nix::unistd::{Uid, User};
 use serde_json::{Value, json};
 use zbus::wire::{Fd, ObjectPath, OwnedObjectPath};
 
-use crate::cli::{Cli, Command, Disks, Several, Wait, Which};
+use crate::boot;
+use crate::boot::console::Awaited;
+use crate::cli::{Cli, Command, Disks, Several, Shown, Start, Wait, Which};
 use crate::connect::{self, Daemon, Objects};
 use crate::failure::{Exit, Failure, error_name};
 use crate::job::{self, Plan, Stop};
@@ -46,10 +48,15 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
             }
             restore(&daemon, which, target, options, &wait, json).await
         }
-        Command::Verify { which, wait } => verify(&daemon, which, &wait, json).await,
+        Command::Verify { which, start, .. } if start.boot => prove(&daemon, which, start, json).await,
+        Command::Verify { which, wait, .. } => verify(&daemon, which, &wait, json).await,
         Command::Mount { shown, dir } => serve::mount(&daemon, shown, &dir, json).await,
         Command::Export { shown, address, writable, wait } => {
             serve::export(&daemon, shown, &address, writable, &wait, json).await
+        }
+        Command::Boot { shown, qemu } => {
+            let Shown { agent, checkpoint, disk } = shown;
+            boot::run(&daemon, boot::Request { agent, checkpoint, disk, qemu }).await
         }
         Command::Sync { disks, compare, wait } => sync(&daemon, disks, compare, &wait, json).await,
         Command::Accept { agent, disk } => accept(&daemon, &agent, disk, json).await,
@@ -180,6 +187,21 @@ async fn verify(daemon: &Daemon, which: Several, wait: &Wait, json: bool) -> Res
     let begin = manager.verify(&agent, one.as_deref().unwrap_or_default(), options);
     let plan = Plan { job_type: JobType::Verify, agent: &agent, action: ACTION_CHECKPOINT, json };
     begin_and_end(daemon, &plan, begin, wait).await
+}
+
+async fn prove(daemon: &Daemon, which: Several, start: Start, json: bool) -> Result<(), Failure> {
+    let Several { agent, disk, mut checkpoint, .. } = which;
+    if checkpoint.len() > 1 {
+        return Err(Failure::usage("--boot takes one checkpoint"));
+    }
+    let agent = daemon.agent(agent).await?;
+    let checkpoint = checkpoint.pop().unwrap_or_else(|| "latest".to_owned());
+    let awaited = if start.probe { Awaited::Probe } else { Awaited::Login };
+    let wanted = boot::Wanted { awaited, time: Duration::from_secs(start.boot_timeout) };
+    let request = boot::Request { agent, checkpoint, disk, qemu: start.qemu };
+    let proof = boot::prove(daemon, request, wanted).await?;
+    show(json, || proof.json(), || proof.text())?;
+    proof.failure().map_or(Ok(()), Err)
 }
 
 async fn sync(daemon: &Daemon, disks: Disks, compare: bool, wait: &Wait, json: bool) -> Result<(), Failure> {

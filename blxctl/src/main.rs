@@ -1,6 +1,7 @@
 //! `blxctl`: asks and orders the blxrep daemons of this host over the system bus.
 
 mod agent_tty;
+mod boot;
 mod cli;
 mod commands;
 mod connect;

@@ -296,6 +296,9 @@ pub(crate) struct Checkpoint {
     pub(crate) freeze_ms: u64,
     pub(crate) unreadable_blocks: u64,
     pub(crate) note: String,
+    /// `passed` or `failed`; empty if nobody has tried.
+    pub(crate) boot: String,
+    pub(crate) boot_time: String,
 }
 
 impl Checkpoint {
@@ -314,6 +317,8 @@ impl Checkpoint {
             freeze_ms: number(named, "freeze_ms"),
             unreadable_blocks: number(named, "unreadable_blocks"),
             note: text(named, "note"),
+            boot: text(named, "boot"),
+            boot_time: text(named, "boot_time"),
         }
     }
 
@@ -333,6 +338,8 @@ impl Checkpoint {
             "freeze_ms": self.freeze_ms,
             "unreadable_blocks": self.unreadable_blocks,
             "note": self.note,
+            "boot": or_null(&self.boot),
+            "boot_time": or_null(&self.boot_time),
         })
     }
 }

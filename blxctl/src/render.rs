@@ -162,7 +162,7 @@ fn with_notes(table: &str, notes: impl Iterator<Item = String>) -> String {
     table.lines().zip(std::iter::once(String::new()).chain(notes)).map(with_note).collect()
 }
 
-/// Checkpoints, each followed by what it lacks and its note.
+/// Checkpoints, each followed by what it lacks, whether it boots, and its note.
 pub(crate) fn checkpoints(checkpoints: &[Checkpoint], now_usec: u64) -> String {
     if checkpoints.is_empty() {
         return "no checkpoints\n".to_owned();
@@ -189,12 +189,18 @@ pub(crate) fn checkpoints(checkpoints: &[Checkpoint], now_usec: u64) -> String {
             bytes(checkpoint.stored_bytes),
         ]
     };
-    let lacks = |c: &Checkpoint| match (c.unreadable_blocks, &*c.note) {
-        (0, note) => note.to_owned(),
-        (blocks, "") => format!("zeros for {blocks} blocks that could not be read"),
-        (blocks, note) => format!("zeros for {blocks} blocks that could not be read\n    {note}"),
+    let said = |c: &Checkpoint| {
+        let lacks = (c.unreadable_blocks > 0)
+            .then(|| format!("zeros for {} blocks that could not be read", c.unreadable_blocks));
+        let boots = match &*c.boot {
+            "" => None,
+            "passed" => Some(format!("boots, as seen {}", c.boot_time)),
+            _ => Some(format!("does not boot, as seen {}", c.boot_time)),
+        };
+        let note = (!c.note.is_empty()).then(|| c.note.clone());
+        lacks.into_iter().chain(boots).chain(note).collect::<Vec<_>>().join("\n    ")
     };
-    with_notes(&table(&headings, checkpoints.iter().map(row).collect()), checkpoints.iter().map(lacks))
+    with_notes(&table(&headings, checkpoints.iter().map(row).collect()), checkpoints.iter().map(said))
 }
 
 /// What a verify of several checkpoints found, by disk.
@@ -478,6 +484,8 @@ pub(crate) mod tests {
             delta_bytes: 1 << 30,
             stored_bytes: 300 << 20,
             freeze_ms: 40,
+            boot: "passed".into(),
+            boot_time: "2026-11-22T04:00:00Z".into(),
             ..Checkpoint::default()
         };
         let fuzzy = Checkpoint {
@@ -488,13 +496,16 @@ pub(crate) mod tests {
             unreadable_blocks: 8,
             note: "/srv could not be frozen".into(),
             time: "unclear".into(),
+            boot: "failed".into(),
             ..base.clone()
         };
         assert_snapshot!(checkpoints(&[base, fuzzy], NOW), @r"
         CHECKPOINT          AGE  DEVICE  DISK              CLASS        CHANGED      STORED
         20261121203456    5 min  sda     5000c500a1b2c3d4  filesystem  1.00 GiB  300.00 MiB
+            boots, as seen 2026-11-22T04:00:00Z
         20261121203956-2      -  sda     5000c500a1b2c3d4  fuzzy       4.00 MiB    1.00 MiB
             zeros for 8 blocks that could not be read
+            does not boot, as seen 2026-11-22T04:00:00Z
             /srv could not be frozen
         ");
         assert_snapshot!(checkpoints(&[], NOW), @"no checkpoints");

@@ -8,6 +8,7 @@
 pub mod accept;
 pub mod agent;
 pub mod bitmap;
+pub mod boot_test;
 pub mod bus;
 pub mod checkpoint;
 pub mod clock;

@@ -12,6 +12,8 @@ pub const CHECKPOINT_FAILED: &str = "7027398e35434c9587cbc263d953f488";
 pub const SECTORS_UNREADABLE: &str = "e4ba39e54d0146cf800259316040139b";
 /// Stored data is damaged.
 pub const DAMAGE_FOUND: &str = "36bf6280841042d98f4b6d42b81c2814";
+/// A checkpoint was started in a virtual machine, and did not boot.
+pub const BOOT_FAILED: &str = "aca2c55535ae4530814c4f13f8d91b1d";
 /// An agent is not connected any more.
 pub const AGENT_LOST: &str = "4c381d228baf43e1a50039cd1109d031";
 /// A disk is not replicated: it is refused until a person has acted, or cannot be opened.
@@ -28,7 +30,7 @@ mod tests {
     fn the_readme_lists_every_id() {
         let (code, readme) = (include_str!("message_id.rs"), include_str!("../../README.md"));
         let ids: Vec<&str> = code.split('"').filter(|text| text.len() == 32).collect();
-        assert_eq!(ids.len(), 9);
+        assert_eq!(ids.len(), 10);
         assert!(ids.iter().all(|id| readme.contains(id)));
     }
 }

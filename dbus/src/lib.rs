@@ -35,6 +35,8 @@ pub const ERROR_PREFIX: &str = "org.blxrep.Error";
 
 /// The most jobs that run at once; one more is refused as [`problem::ProblemKind::Busy`].
 pub const JOBS_MAX: usize = 32;
+/// The most that is kept of a guest's console, in bytes.
+pub const BOOT_CONSOLE_MAX_BYTES: usize = 256 << 10;
 /// `StartedByUID` of a restore on a dispatcher that an agent began: no user of this host did.
 pub const STARTED_BY_AGENT_UID: u32 = u32::MAX;
 /// Property changes of one object are signalled no more often than this, in milliseconds.

@@ -20,7 +20,8 @@ pub trait Manager {
     ///
     /// Each has `checkpoint` s, `agent` s, `disk` s, `device` s, `time` s (RFC 3339), `consistency` s, `size_bytes` t,
     /// `delta_bytes` t, `stored_bytes` t, `parent` s (empty for the base), `freeze_ms` u,
-    /// `unreadable_blocks` u (blocks the agent's disk could not read: zeros), `note` s.
+    /// `unreadable_blocks` u (blocks the agent's disk could not read: zeros), `note` s, `boot` s (what came of starting it in a
+    /// virtual machine, see [`crate::words::BootResult`]; empty if nobody has) and `boot_time` s (RFC 3339).
     #[zbus(allow_interactive_auth)]
     fn show(&self, agent: &str, options: Options<'_>) -> zbus::Result<Vec<Details>>;
 
@@ -89,6 +90,18 @@ pub trait Manager {
     /// refused. With the option `disk` (s): accepts that this disk shrank or was replaced. Only on the dispatcher.
     #[zbus(allow_interactive_auth)]
     fn accept(&self, agent: &str, options: Options<'_>) -> zbus::Result<()>;
+
+    /// Keeps what came of starting a checkpoint in a virtual machine, in place of what is kept of it. `result`: see
+    /// [`crate::words::BootResult`]. Only on the dispatcher. Options: `disk` (s), and `console` (s): what the guest wrote to its
+    /// serial console, at most [`crate::BOOT_CONSOLE_MAX_BYTES`], without control characters but newlines and tabs.
+    #[zbus(allow_interactive_auth)]
+    fn record_boot(
+        &self,
+        agent: &str,
+        checkpoint: &str,
+        result: &str,
+        options: Options<'_>,
+    ) -> zbus::Result<()>;
 
     /// A job began.
     #[zbus(signal)]

@@ -74,6 +74,16 @@ words! {
 }
 
 words! {
+    /// What came of starting a checkpoint in a virtual machine.
+    BootResult {
+        /// What was waited for came.
+        Passed = "passed",
+        /// It did not.
+        Failed = "failed",
+    }
+}
+
+words! {
     /// What a job does (`org.blxrep.Job.Type`).
     JobType {
         /// A checkpoint is taken.

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use zbus::connection::Builder;
 use zbus::fdo::ObjectManager;
 use zbus::object_server::SignalEmitter;
-use zbus::wire::{ObjectPath, OwnedObjectPath, OwnedVariant, Variant};
+use zbus::wire::{ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, Variant};
 use zbus::{Connection, ObjectServer, interface};
 
 /// What a restore writes.
@@ -141,6 +141,8 @@ impl Job {
 pub struct Manager {
     agents: Vec<&'static str>,
     next: AtomicU32,
+    /// What came of starting checkpoints: agent, disk, checkpoint, result and console.
+    pub booted: Vec<[String; 5]>,
 }
 
 fn no_such(agent: &str) -> Problem {
@@ -290,6 +292,34 @@ impl Manager {
         self.begin("verify", checkpoint, None, end, bus).await
     }
 
+    async fn export(
+        &self,
+        agent: &str,
+        checkpoint: &str,
+        listener: OwnedFd,
+        options: Details,
+        #[zbus(connection)] bus: &Connection,
+    ) -> Result<(OwnedObjectPath, Details), Problem> {
+        self.known(agent)?;
+        assert!(matches!(&*options["overlay"], Variant::Fd(_)));
+        drop(listener);
+        let shown = details(vec![("checkpoint", "20261121203456".into()), ("disk", "one".into())]);
+        assert_eq!(checkpoint, "latest");
+        Ok((self.begin("export", "slow", None, Details::new(), bus).await?, shown))
+    }
+
+    async fn record_boot(
+        &mut self,
+        agent: String,
+        checkpoint: String,
+        result: String,
+        options: Details,
+    ) -> Result<(), Problem> {
+        let [disk, console] = ["disk", "console"].map(|key| options[key].downcast_ref::<String>().unwrap());
+        self.booted.push([agent, disk, checkpoint, result, console]);
+        Ok(())
+    }
+
     async fn sync(
         &self,
         agent: &str,
@@ -386,7 +416,7 @@ async fn start(address: &str, name: &'static str, disks: Vec<Disk>) -> Connectio
     }
     let mut builder = Builder::address(address)
         .serve_at(PATH_ROOT, ObjectManager)
-        .serve_at(PATH_MANAGER, Manager { agents, next: AtomicU32::new(1) });
+        .serve_at(PATH_MANAGER, Manager { agents, next: AtomicU32::new(1), booted: Vec::new() });
     for disk in disks {
         builder = builder.serve_at(disk_path(disk.agent, disk.id), disk);
     }

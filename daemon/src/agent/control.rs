@@ -15,6 +15,7 @@ use super::link::Dial;
 use super::occupied::check_device;
 use super::shared::{Shared, not_connected};
 use super::unfinished::Record;
+use crate::boot_test::BootTest;
 use crate::bus::control::{
     About, Control, Details, Failure, Planned, Progress, RestoreRequest, ServeRequest, Which,
 };
@@ -186,6 +187,12 @@ impl Control for AgentControl {
         Err(Problem::new(ProblemKind::WrongRole, text))
     }
 
+    fn record_boot(&self, which: &Which, _checkpoint: &str, _test: &BootTest) -> Result<(), Problem> {
+        let which = self.own(which)?;
+        let text = format!("only the dispatcher keeps what booted: boot agent {} there", which.agent);
+        Err(Problem::new(ProblemKind::WrongRole, text))
+    }
+
     fn serve(&self, request: ServeRequest) -> Result<(Planned, Details), Problem> {
         let which = self.own(&request.which)?;
         let text = format!(
@@ -207,6 +214,8 @@ fn clean_row(row: ShowRow) -> ShowRow {
         consistency: clean_text(row.consistency),
         parent: row.parent.map(clean_text),
         note: clean_text(row.note),
+        boot: row.boot.map(clean_text),
+        boot_time: row.boot_time.map(clean_text),
         ..row
     }
 }

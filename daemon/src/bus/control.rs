@@ -10,6 +10,7 @@ use blxrep_dbus::problem::Problem;
 use blxrep_dbus::words::Role;
 use zbus::wire::OwnedVariant;
 
+use crate::boot_test::BootTest;
 use crate::dispatcher::scrub::ScrubStatus;
 use crate::ids::{AgentId, DiskId};
 use crate::restore::{ShowRow, VerifyRequest};
@@ -192,4 +193,10 @@ pub trait Control: Send + Sync + 'static {
     /// # Errors
     /// NoSuchAgent, NoSuchDisk, NoSuchCheckpoint, InvalidArgument, WrongRole, Damaged, Failed.
     fn serve(&self, request: ServeRequest) -> Result<(Planned, Details), Problem>;
+
+    /// Keeps what came of starting a checkpoint in a virtual machine.
+    ///
+    /// # Errors
+    /// NoSuchAgent, NoSuchDisk, NoSuchCheckpoint, InvalidArgument, WrongRole, Failed.
+    fn record_boot(&self, which: &Which, checkpoint: &str, test: &BootTest) -> Result<(), Problem>;
 }

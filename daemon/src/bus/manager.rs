@@ -18,7 +18,7 @@ use zbus::wire::{OwnedFd, OwnedObjectPath, OwnedVariant, Variant};
 use super::access::Access;
 use super::control::{About, By, Control, Details, Planned, RestoreRequest, ServeRequest, Which};
 use super::jobs::Jobs;
-use super::options::{Options, file, name, target, wanted, which};
+use super::options::{Options, boot_test, file, name, target, wanted, which};
 use crate::dispatcher::scrub::ScrubStatus;
 use crate::restore::{ShowRow, VerifyRequest};
 use crate::status::AgentStatus;
@@ -253,6 +253,25 @@ impl Manager {
         self.begin(JobType::Verify, uid, move |control| control.verify(request)).await
     }
 
+    async fn record_boot(
+        &self,
+        agent: &str,
+        checkpoint: &str,
+        result: &str,
+        options: RawOptions,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(), Problem> {
+        let mut options = Options::new(options, &["disk", "console"])?;
+        let which = which(agent, &mut options)?;
+        name("checkpoint", checkpoint)?;
+        let test = boot_test(result, options.text("console")?.unwrap_or_default())?;
+        let call = Call { connection, header: &header };
+        self.admit(&call, ACTION_CHECKPOINT, &about(&which, checkpoint, "")).await?;
+        let checkpoint = checkpoint.to_owned();
+        self.ask(move |control| control.record_boot(&which, &checkpoint, &test)).await
+    }
+
     #[zbus(out_args("job", "shown"))]
     async fn mount(
         &self,
@@ -365,6 +384,8 @@ fn row_details(row: ShowRow) -> Details {
         ("freeze_ms", row.freeze_ms.into()),
         ("unreadable_blocks", row.unreadable_blocks.into()),
         ("note", row.note.into()),
+        ("boot", row.boot.unwrap_or_default().into()),
+        ("boot_time", row.boot_time.unwrap_or_default().into()),
     ])
 }
 

@@ -4,11 +4,14 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
+use blxrep_dbus::BOOT_CONSOLE_MAX_BYTES;
 use blxrep_dbus::problem::{Problem, ProblemKind};
 use zbus::wire::{self, Fd, OwnedVariant, Variant};
 
 use super::control::Which;
+use crate::boot_test::BootTest;
 use crate::checkpoint::select::parse_minute;
+use crate::clock::unix_ms;
 use crate::ids::AgentId;
 use crate::restore::Wanted;
 
@@ -156,6 +159,17 @@ pub(super) fn target(text: &str, only_a_name: bool) -> Result<(), Problem> {
         return Err(invalid("target must be an absolute path, or there must be an output"));
     }
     Ok(())
+}
+
+/// What came of starting a checkpoint, now.
+pub(super) fn boot_test(result: &str, console: String) -> Result<BootTest, Problem> {
+    let result = result.parse().map_err(|_| invalid("result must be passed or failed"))?;
+    let text = || {
+        invalid(format!(
+            "console must be at most {BOOT_CONSOLE_MAX_BYTES} bytes, with no control characters but newlines and tabs"
+        ))
+    };
+    BootTest::new(result, unix_ms(), console).ok_or_else(text)
 }
 
 fn invalid(message: impl Into<String>) -> Problem {

@@ -6,26 +6,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blxrep_dbus::problem::{Problem, ProblemKind};
-use blxrep_dbus::words::Role;
+use blxrep_dbus::words::{BootResult, Role};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot::Receiver;
 use tokio::time::timeout;
-use tracing::error;
+use tracing::{error, info};
 
 use super::registry::Registry;
 use super::scrub::{Scrub, ScrubStatus};
 use super::serve;
+use crate::boot_test::BootTest;
 use crate::bus::control::{
     About, Control, Details, Failure, Planned, Progress, RestoreRequest, ServeRequest, Which,
 };
 use crate::bus::outcome::{Compared, canceled, check_target, lines, report, restored, value, verified};
 use crate::clock::unix_ms;
 use crate::ids::{AgentId, CheckpointId, DiskId};
-use crate::message_id::DAMAGE_FOUND;
+use crate::message_id::{BOOT_FAILED, DAMAGE_FOUND};
 use crate::restore::{
     self, Chosen, Output, RestoreError, RestoreOptions, ShowRow, Verification, VerifyRequest,
 };
 use crate::status::{AgentStatus, DiskStatus};
+use crate::store::layout::Paths;
 use crate::wire::key::Agents;
 
 /// How often a wait looks whether it is to end.
@@ -234,6 +236,26 @@ impl Control for DispatcherControl {
         let agent = which.agent()?;
         let opened = restore::open(&self.data_dir, &agent, which.disk.as_deref(), &checkpoint)?;
         serve::plan(opened, target, by)
+    }
+
+    fn record_boot(&self, which: &Which, checkpoint: &str, test: &BootTest) -> Result<(), Problem> {
+        let chosen = Chosen::find(&self.data_dir, &which.agent()?, which.disk.as_deref(), checkpoint)?;
+        let (owner, id) = (&chosen.owner, chosen.id);
+        test.keep(&self.data_dir, owner, id, &chosen.all_ids()).map_err(|e| {
+            let text = format!("what booting checkpoint {id} showed cannot be kept: {e}");
+            Problem::new(ProblemKind::Failed, text)
+        })?;
+        let Paths { agent, disk } = owner;
+        match test.result {
+            BootResult::Passed => {
+                info!(AGENT = %agent, DISK = %disk, CHECKPOINT = %id, "checkpoint {id} of {disk} boots");
+            }
+            BootResult::Failed => {
+                error!(MESSAGE_ID = BOOT_FAILED, AGENT = %agent, DISK = %disk, CHECKPOINT = %id,
+                    "checkpoint {id} of {disk} does not boot: {} has its console", owner.boot(id).display());
+            }
+        }
+        Ok(())
     }
 }
 

@@ -74,6 +74,11 @@ impl Chosen {
         self.members().first().map(|m| m.checkpoint.id)
     }
 
+    /// All checkpoints of the disk, also those that a break in the chain keeps from being restored.
+    pub(crate) fn all_ids(&self) -> Vec<CheckpointId> {
+        self.chain.ids()
+    }
+
     /// The bytes [`Self::damage`] will report to its `tick`.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{RestoreError, find};
+use crate::boot_test::BootTest;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::chain::Member;
 use crate::ids::{AgentId, CheckpointId};
@@ -42,6 +43,10 @@ pub struct ShowRow {
     pub unreadable_blocks: u32,
     /// What a person should know; the damage, if there is.
     pub note: String,
+    /// What came of starting it in a virtual machine, `passed` or `failed`; `None` if nobody has.
+    pub boot: Option<String>,
+    /// When that was, RFC 3339 in UTC.
+    pub boot_time: Option<String>,
 }
 
 /// The checkpoints of an agent's disks, oldest first, from minute `start` to minute `end` (`YYYYMMDDHHMM` as a number,
@@ -101,6 +106,7 @@ fn changed_bytes(dir: &Dir, owner: &Paths, member: &Member) -> Result<u64, Resto
 
 fn row(dir: &Dir, data_dir: &Path, owner: &Paths, member: &Member) -> Result<ShowRow, RestoreError> {
     let c = &member.checkpoint;
+    let boot = BootTest::find(data_dir, owner, c.id);
     Ok(ShowRow {
         checkpoint: c.id.to_string(),
         agent: c.agent.to_string(),
@@ -115,6 +121,8 @@ fn row(dir: &Dir, data_dir: &Path, owner: &Paths, member: &Member) -> Result<Sho
         freeze_ms: c.freeze_ms,
         unreadable_blocks: c.unreadable_blocks,
         note: c.note.clone(),
+        boot: boot.as_ref().map(|test| test.result.to_string()),
+        boot_time: boot.map(|test| time_text(i64::try_from(test.time_unix_ms).unwrap_or(i64::MAX))),
     })
 }
 
@@ -133,5 +141,7 @@ fn damaged_row(data_dir: &Path, owner: &Paths, id: CheckpointId, note: String) -
         freeze_ms: 0,
         unreadable_blocks: 0,
         note,
+        boot: None,
+        boot_time: None,
     }
 }

@@ -329,6 +329,11 @@ impl Paths {
         self.under("live", &format!("{id}.cst"))
     }
 
+    /// What came of starting a checkpoint.
+    pub fn boot(&self, id: CheckpointId) -> PathBuf {
+        self.under("boot", &format!("{id}.boot"))
+    }
+
     /// The image of a copy under way.
     pub fn copy_img(&self) -> PathBuf {
         self.under("snapshot", "copy.img.part")

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use blxrep_dbus::{ACTION_CHECKPOINT, ACTION_INSPECT, ACTION_PAUSE, ACTION_RESTORE};
+use blxrep_dbus::{ACTION_CHECKPOINT, ACTION_INSPECT, ACTION_PAUSE, ACTION_RESTORE, BOOT_CONSOLE_MAX_BYTES};
 use zbus::wire::Variant;
 
 use super::*;
@@ -22,6 +22,7 @@ async fn call_all(
         ("Accept", manager.accept("web1", options()).await),
         ("Mount", manager.mount("web1", "latest", null().into(), options()).await.map(|_| ())),
         ("Export", manager.export("web1", "latest", null().into(), options()).await.map(|_| ())),
+        ("RecordBoot", manager.record_boot("web1", "latest", "passed", options()).await),
     ]
 }
 
@@ -51,6 +52,7 @@ async fn every_method_reaches_the_role_with_what_was_asked_for() {
         "accept web1 Some(\"sda\")",
         "mount web1 Some(\"sda\") latest -",
         "export web1 Some(\"sda\") latest -",
+        "record_boot web1 Some(\"sda\") latest passed",
     ];
     assert_eq!(world.fake.take(), asked);
     let about = |checkpoint: &str, target: &str| About {
@@ -69,6 +71,7 @@ async fn every_method_reaches_the_role_with_what_was_asked_for() {
         (ACTION_CHECKPOINT, about("", "")),
         (ACTION_RESTORE, about("latest", "-")),
         (ACTION_RESTORE, about("latest", "-")),
+        (ACTION_CHECKPOINT, about("latest", "")),
     ];
     assert_eq!(world.told.take(), expected.map(|(action, about)| (action.to_owned(), about)));
     let options = Options::from([("start", "202611212034".into()), ("end", "202611212035".into())]);
@@ -108,6 +111,8 @@ async fn what_comes_back_is_what_the_contract_says() {
             ("freeze_ms", 7u32.into()),
             ("unreadable_blocks", 3u32.into()),
             ("note", row.note.into()),
+            ("boot", row.boot.unwrap().into()),
+            ("boot_time", row.boot_time.unwrap().into()),
         ])
     });
     for paths in [manager.pause("web1", none()).await.unwrap(), manager.resume("web1", none()).await.unwrap()]
@@ -197,7 +202,20 @@ async fn what_access_denies_never_reaches_the_role() {
     for (name, result) in call_all(&manager, with_disk).await {
         assert_eq!(kind(result), ProblemKind::AccessDenied, "{name}");
     }
-    assert_eq!(world.told.take().len(), 9);
+    assert_eq!(world.told.take().len(), 10);
+    assert_eq!(world.fake.take(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_booting_showed_is_a_word_and_clean_text_of_bounded_length() {
+    let world = World::start().await;
+    let manager = world.manager().await;
+    let long = "x".repeat(BOOT_CONSOLE_MAX_BYTES + 1);
+    for (result, console) in [("well", ""), ("passed", "\x1b[2J"), ("failed", &*long)] {
+        let options = Options::from([("console", console.into())]);
+        let answer = manager.record_boot("web1", "latest", result, options).await;
+        assert_eq!(kind(answer), ProblemKind::InvalidArgument, "{result}");
+    }
     assert_eq!(world.fake.take(), Vec::<String>::new());
 }
 
@@ -233,6 +251,9 @@ async fn a_role_that_breaks_off_is_an_error_and_not_silence() {
             panic!("on purpose")
         }
         fn verify(&self, _: VerifyRequest) -> Result<Planned, Problem> {
+            panic!("on purpose")
+        }
+        fn record_boot(&self, _: &Which, _: &str, _: &BootTest) -> Result<(), Problem> {
             panic!("on purpose")
         }
         fn serve(&self, _: ServeRequest) -> Result<(Planned, Details), Problem> {

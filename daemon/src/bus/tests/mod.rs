@@ -32,6 +32,7 @@ use super::control::{
 };
 use super::manager::{Manager, named};
 use super::{serve, set_up};
+use crate::boot_test::BootTest;
 use crate::checkpoint::Consistency;
 use crate::dispatcher::scrub::{Course, LastPass, ScrubStatus};
 use crate::ids::{AgentId, DiskId};
@@ -188,6 +189,10 @@ impl Control for Fake {
         Ok(self.plan(&Which { agent, disk }, &one.unwrap_or_default(), ""))
     }
 
+    fn record_boot(&self, which: &Which, checkpoint: &str, test: &BootTest) -> Result<(), Problem> {
+        self.note(format!("record_boot {} {:?} {checkpoint} {}", which.agent, which.disk, test.result))
+    }
+
     fn serve(&self, request: ServeRequest) -> Result<(Planned, Details), Problem> {
         let ServeRequest { which, checkpoint, target, by } = request;
         let (what, fd) = match by {
@@ -227,6 +232,8 @@ fn row() -> ShowRow {
         freeze_ms: 7,
         unreadable_blocks: 3,
         note: "a note".into(),
+        boot: Some("passed".into()),
+        boot_time: Some("2026-11-22T04:00:00Z".into()),
     }
 }
 
