@@ -45,7 +45,7 @@ fn qemu(lab: &Lab, root: &str) -> String {
 /// A replicated disk, and `blxctl` beside its dispatcher.
 struct World {
     /// Ends before the lab does, which removes its tracker.
-    process: Process,
+    _process: Process,
     lab: Lab,
     bus: Bus,
     agent: String,
@@ -162,7 +162,7 @@ fn a_debian_boots_and_one_without_boot_loader_or_root_does_not() {
     lab.start_dispatcher(&["--sync-freq", "1h"]);
     let process = lab.start_agent(&agent, &[&disk.path], &[]);
     lab.wait_checkpoints(&agent, &disk.name, 1, 300);
-    let mut world = World { process, lab, bus, agent, disk, path };
+    let mut world = World { _process: process, lab, bus, agent, disk, path };
 
     // For a person, who looks at it and cuts its power.
     let before = world.stored();
