@@ -337,14 +337,18 @@ async fn a_person_at_the_dispatcher_cancels_a_restore() {
     meter.hold_after(24 * MIB);
     let args = ["--checkpoint", "latest", "--output", &target.path];
     let mut command = rescue_command(&lab, &agent, meter.port, &args);
-    let rescuing = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut rescuing = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for("the middle of the restore", 60, || meter.holds());
     let on_dispatcher = bus.dispatcher().await;
     let mut removed = on_dispatcher.receive_job_removed().await.unwrap();
     let bus_of = on_dispatcher.inner().connection();
     let job = JobProxy::builder(bus_of).destination(BUS_NAME_DISPATCHER).path(job_path(1));
     job.cache_properties(CacheProperties::No).build().await.unwrap().cancel().await.unwrap();
-    meter.hold_after(u64::MAX);
+    // Not all at once: the dispatcher looks a few times a second whether it is to go on.
+    while rescuing.try_wait().unwrap().is_none() {
+        meter.hold_after(MIB);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     let done = rescuing.wait_with_output().unwrap();
     let said = said(&done);
     assert_eq!(done.status.code(), Some(1), "{said}");
