@@ -60,7 +60,7 @@ test: ## All tests (sudo make test)
 	tools/with-bpffs tools/cargo --as-root test --workspace --no-fail-fast
 
 test-vm: ## Agent and dispatcher in virtual machines, on two kernels (sudo make test-vm)
-	$(call test-vm,kernel_6_1)
+	$(call test-vm,kernel_6_1 --exact)
 
 test-vm-all: ## The same on every pair of kernels (sudo make test-vm-all)
 	$(call test-vm,--test-threads 1)
