@@ -9,6 +9,7 @@ mod ended;
 mod failure;
 #[path = "../../daemon/src/cli/generate.rs"]
 mod generate;
+mod help;
 mod job;
 mod model;
 mod output;
