@@ -62,7 +62,7 @@ pub(crate) enum Command {
         which: Which,
         /// A new file, or a block device that is not in use
         target: PathBuf,
-        /// Only this partition of the disk, by its number; only on an agent
+        /// Only this partition of the disk, by its number
         #[arg(long, value_name = "NUMBER")]
         partition: Option<u32>,
         /// The target once more, if what a device holds is to be overwritten; only on an agent

@@ -108,6 +108,7 @@ With --no-wait nobody would be left to give a new file its name: the daemon itse
 Examples:
   blxctl restore --agent web1 latest web1.img
   blxctl restore --agent web1 --disk sda 202611212034 /dev/sdb
+  blxctl restore --agent web1 --partition 2 latest root.img
   blxctl restore latest /dev/sdb2 --partition 2 --overwrite /dev/sdb2
 
 Exit codes:

@@ -212,6 +212,7 @@ pub(crate) fn restore(args: super::Restore) -> anyhow::Result<()> {
         agent: args.agent,
         disk: args.disk,
         checkpoint: args.checkpoint,
+        partition: args.partition,
         output: args.output.map(Output::Path),
     };
     tell_restored(&with_progress(|progress| restore_checkpoint(options, progress))?);

@@ -180,9 +180,8 @@ impl Control for DispatcherControl {
 
     fn restore(&self, request: RestoreRequest) -> Result<Planned, Problem> {
         let RestoreRequest { which, checkpoint, target, output, partition, overwrite } = request;
-        if partition.is_some() || overwrite.is_some() {
-            let text =
-                "partition and overwrite are for restores to an agent: run 'blxctl restore' on its host";
+        if overwrite.is_some() {
+            let text = "overwrite is for restores to an agent: run 'blxctl restore' on its host";
             return Err(Problem::new(ProblemKind::WrongRole, text));
         }
         let (agent, disk, id) = self.find(&which, &checkpoint)?;
@@ -200,6 +199,7 @@ impl Control for DispatcherControl {
             agent: agent.clone(),
             disk: Some(disk.to_string()),
             checkpoint: id.to_string(),
+            partition,
             output: Some(output),
         };
         let work = move |progress: &Progress| {
