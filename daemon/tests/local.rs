@@ -16,14 +16,14 @@ mod common {
     pub(crate) mod store;
 }
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use common::bus::Bus;
-use common::lab::{BLXREP, run};
-use common::store::{AGENT, PART1, PART2, PART3, Store};
+use common::lab::{BLXREP, Process, TestDisk, run, wait_for};
+use common::store::{AGENT, PART1, PART2, PART3, SIZE_MIB, Store};
 use serde_json::Value;
 
 const PARTS: [(&str, (usize, usize)); 3] = [("1", PART1), ("2", PART2), ("3", PART3)];
@@ -32,6 +32,8 @@ const PARTS: [(&str, (usize, usize)); 3] = [("1", PART1), ("2", PART2), ("3", PA
 struct World {
     store: Store,
     bus: Bus,
+    /// An agent that may restore what is stored and its disk.
+    agent: Option<(Process, TestDisk)>,
 }
 
 impl World {
@@ -39,8 +41,36 @@ impl World {
         let mut store = Store::new(name);
         let bus = Bus::start(&store.lab);
         store.lab.bus = Some(bus.address.clone());
+        fs::create_dir(store.lab.path("tmp")).unwrap();
         store.lab.start_dispatcher(&["--scrub-every", "never"]);
-        Self { store, bus }
+        Self { store, bus, agent: None }
+    }
+
+    /// Has an agent as well.
+    fn with_agent(name: &str) -> Self {
+        let mut world = Self::new(name);
+        let lab = &world.store.lab;
+        let (agent, disk) = (lab.agent("new"), lab.loop_disk(4));
+        let (agents, key, state) = (lab.path("agents"), lab.path("key"), lab.path("state"));
+        let enroll = [
+            "enroll",
+            &agent,
+            "--data-dir",
+            &world.store.data,
+            "--agents-file",
+            &agents,
+            "--may-restore",
+            AGENT,
+        ];
+        fs::write(&key, run(BLXREP, &enroll)).unwrap();
+        run("chmod", &["600", &key]);
+        let addr = format!("127.0.0.1:{}", lab.port);
+        let mut args = vec!["start", "--mode", "agent", "--id", &agent, "--dispatcher-addr", &addr];
+        args.extend(["--key-file", &key, "--state-dir", &state, "--device", &disk.path]);
+        let process = Process::start(&args, Path::new(&lab.path("agent.log")), lab.bus.as_deref());
+        lab.wait_checkpoints(&agent, &disk.name, 1, 60);
+        world.agent = Some((process, disk));
+        world
     }
 
     /// `blxctl`, killed when the test ends.
@@ -48,20 +78,46 @@ impl World {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(Path::new(BLXREP).with_file_name("blxctl"));
         command.args(args).env("DBUS_SYSTEM_BUS_ADDRESS", &self.bus.address);
+        command.env("TMPDIR", self.store.lab.path("tmp"));
         command
+    }
+
+    /// No job and no temporary file is left.
+    fn is_clean(&self) {
+        wait_for("the jobs to end", 20, || {
+            self.blxctl(&["jobs", "--json"]).output().unwrap().stdout.starts_with(b"[]")
+        });
+        assert_eq!(names(&self.store.lab.path("tmp")), [""; 0]);
     }
 
     fn restore(&self, args: &[&str]) -> Output {
         self.blxctl(&[&["--json", "restore", "--agent", AGENT], args].concat()).output().unwrap()
     }
 
-    /// A restore by both ways, of the newest checkpoint, that must be refused with this exit code and say this.
+    /// A restore by every way, of the newest checkpoint, that must be refused with this exit code and say this.
     fn refused(&self, target: &str, args: &[&str], code: i32, says: &str) {
         let offline =
             [self.store.args("restore", "latest"), vec!["--output", target], args.to_vec()].concat();
         refused(&Command::new(BLXREP).args(&offline).output().unwrap(), code, says);
-        refused(&self.restore(&[&["latest", target], args].concat()), code, says);
+        let online = [&["latest", target], args].concat();
+        refused(&self.restore(&online), code, says);
+        if self.agent.is_some() {
+            refused(&self.restore(&[&["--role", "agent"], &*online].concat()), code, says);
+        }
     }
+
+    /// The same of a device, which must stay what it is.
+    fn refused_device(&self, device: &TestDisk, args: &[&str], says: &str) {
+        let before = held(device);
+        self.refused(&device.path, args, 2, says);
+        assert!(held(device) == before, "{says}: something was written");
+    }
+}
+
+/// What a device holds, as the disk has it and not as memory does.
+fn held(device: &TestDisk) -> Vec<u8> {
+    run("blockdev", &["--flushbufs", &device.path]);
+    fs::read(&device.path).unwrap()
 }
 
 fn said(output: &Output) -> String {
@@ -125,7 +181,7 @@ fn a_partition_comes_back_by_itself() {
         ],
     );
     done(&world.restore(&["latest", &device.path, "--partition", "3"]));
-    let held = fs::read(&device.path).unwrap();
+    let held = held(&device);
     assert!(held[..PART3.1] == disk[PART3.0..PART3.0 + PART3.1], "the partition");
     assert!(held[PART3.1..].iter().all(|byte| *byte == b'x'), "what is behind it");
     let unnamed = Command::new(BLXREP)
@@ -145,11 +201,54 @@ fn a_partition_is_verified_as_the_disk_is() {
     let target = format!("{dir}/part.img");
     world.refused(&target, &["--partition", "4"], 2, "no partition 4; there is: 1, 2, 3");
     world.refused(&target, &["--partition", "0"], 2, "no partition 0; there is: 1, 2, 3");
-    let snapshots = Path::new(&store.data).join("snapshot/web1/disk0");
-    let img = names(snapshots.to_str().unwrap()).into_iter().find(|name| name.ends_with(".img")).unwrap();
-    let mut bytes = fs::read(snapshots.join(&img)).unwrap();
-    bytes[PART2.0 + (10 << 20)] ^= 1;
-    fs::write(snapshots.join(&img), bytes).unwrap();
+    let img = store.damage(PART2.0 + (10 << 20));
     world.refused(&target, &["--partition", "2"], 4, &img);
     assert_eq!(names(&dir), [""; 0]);
+}
+
+#[test]
+fn a_device_that_holds_something_or_is_in_use_or_too_small_is_refused_by_every_way() {
+    let world = World::with_agent("refused");
+    let lab = &world.store.lab;
+    let (mut device, other) = (lab.loop_disk(SIZE_MIB + 1), lab.loop_disk(SIZE_MIB));
+    let path = device.path.clone();
+    run("mkfs.ext4", &["-qF", "-L", "precious", &path]);
+    world.refused_device(
+        &device,
+        &[],
+        &format!("holds ext4 named precious: if that is to be overwritten, say --overwrite {path}"),
+    );
+    world.refused_device(&device, &["--overwrite", &other.path], "nothing was written");
+    device.mount(lab, &path);
+    world.refused_device(&device, &["--overwrite", &path], "in use");
+    device.umount_all();
+    run("wipefs", &["-aq", &path]);
+    lab.partition(&device, "label: gpt\nstart=2048, size=8192\n");
+    world.refused_device(&device, &[], "holds a partition table (gpt)");
+    let part = device.part(1);
+    device.mkfs_mount(lab, "ext4", &part);
+    world.refused_device(&device, &["--overwrite", &path], "in use");
+    device.umount_all();
+    {
+        let _other = File::options().read(true).custom_flags(libc::O_EXCL).open(&other.path).unwrap();
+        world.refused_device(&other, &[], "in use");
+    }
+    let small = lab.loop_disk(SIZE_MIB - 1);
+    world.refused_device(&small, &[], &format!("needs {}", SIZE_MIB << 20));
+    let there = lab.path("there");
+    fs::write(&there, "mine").unwrap();
+    world.refused(&there, &[], 2, "there already");
+    world.refused(&there, &["--overwrite", &there], 2, "there already");
+    assert_eq!(fs::read(&there).unwrap(), b"mine");
+
+    // Named twice it is overwritten, and empty it need not be.
+    let disk = &world.store.disks[2];
+    done(&world.restore(&["latest", &path, "--overwrite", &path]));
+    assert!(held(&device)[..disk.len()] == *disk);
+    world.refused_device(&device, &[], "holds a partition table (gpt)");
+    done(&world.restore(&["latest", &other.path]));
+    assert!(held(&other) == *disk);
+    let offline = [world.store.args("restore", &world.store.ids[0]), vec!["--output", &other.path]].concat();
+    run(BLXREP, &[offline, vec!["--overwrite", &other.path]].concat());
+    assert!(held(&other) == world.store.disks[0]);
 }

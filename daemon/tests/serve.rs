@@ -124,12 +124,7 @@ impl Drop for Umount<'_> {
 #[test]
 fn damage_is_an_input_output_error_and_the_log_names_the_file() {
     let store = Store::new("served-damage");
-    let img = fs::read_dir(Path::new(&store.data).join("snapshot/web1/disk0")).unwrap();
-    let img =
-        img.map(|e| e.unwrap().path()).find(|path| path.extension().is_some_and(|e| e == "img")).unwrap();
-    let mut bytes = fs::read(&img).unwrap();
-    bytes[PART2.0 + (10 << 20)] ^= 1;
-    fs::write(&img, bytes).unwrap();
+    let img = store.damage(PART2.0 + (10 << 20));
     let dir = store.lab.path("mnt");
     fs::create_dir_all(&dir).unwrap();
     let _umount = Umount(&dir);
@@ -138,8 +133,7 @@ fn damage_is_an_input_output_error_and_the_log_names_the_file() {
     let error = std::io::copy(&mut part, &mut std::io::sink()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
     assert!(fs::read(format!("{dir}/part1.img")).unwrap() == store.disks[2][PART1.0..PART1.0 + PART1.1]);
-    let name = img.file_name().unwrap().to_str().unwrap();
-    wait_for("the log to name the file", 10, || process.log().contains(name));
+    wait_for("the log to name the file", 10, || process.log().contains(&img));
     drop(part);
     process.signal("INT");
     assert_eq!(process.exit_code(20), 0);

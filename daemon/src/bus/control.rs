@@ -38,7 +38,7 @@ pub struct RestoreRequest {
     pub output: Option<File>,
     /// Only this partition, by its number.
     pub partition: Option<u32>,
-    /// The target once more, if what a device holds is to be overwritten; only on an agent.
+    /// The target once more, if what a device holds is to be overwritten.
     pub overwrite: Option<PathBuf>,
 }
 

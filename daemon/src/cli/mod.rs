@@ -57,7 +57,8 @@ const RESTORE_EXAMPLES: &str = "\
 Examples:
   blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint latest
   blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint 202611212034 --disk sda --output web1.img
-  blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint latest --output /dev/sdb
+  blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint latest --output /dev/sdb \
+--overwrite /dev/sdb
   blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint latest --partition 2 --output root.img";
 
 const FETCH_HELP: &str = "\
@@ -260,6 +261,9 @@ struct Restore {
     /// A new file, or a block device that is not in use [default: AGENT-DISK-CHECKPOINT.img here]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// The output once more, if what a device holds is to be overwritten
+    #[arg(long, value_name = "FILE", requires = "output")]
+    overwrite: Option<PathBuf>,
 }
 
 #[derive(Args)]

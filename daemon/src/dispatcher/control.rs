@@ -180,10 +180,6 @@ impl Control for DispatcherControl {
 
     fn restore(&self, request: RestoreRequest) -> Result<Planned, Problem> {
         let RestoreRequest { which, checkpoint, target, output, partition, overwrite } = request;
-        if overwrite.is_some() {
-            let text = "overwrite is for restores to an agent: run 'blxctl restore' on its host";
-            return Err(Problem::new(ProblemKind::WrongRole, text));
-        }
         let (agent, disk, id) = self.find(&which, &checkpoint)?;
         let name = target.display().to_string();
         let about = About { target: name, ..about(&agent, &disk, id) };
@@ -194,6 +190,7 @@ impl Control for DispatcherControl {
                 Output::Path(target)
             }
         };
+        restore::check_empty(&output, overwrite.as_deref())?;
         let options = RestoreOptions {
             data_dir: self.data_dir.clone(),
             agent: agent.clone(),

@@ -66,6 +66,17 @@ impl Store {
         output
     }
 
+    /// Flips a bit of the base image, in a byte of the disk that no delta has. Gives the file's name.
+    pub fn damage(&self, at: usize) -> String {
+        let dir = fs::read_dir(Path::new(&self.data).join("snapshot/web1/disk0")).unwrap();
+        let mut paths = dir.map(|entry| entry.unwrap().path());
+        let img = paths.find(|path| path.extension().is_some_and(|e| e == "img")).unwrap();
+        let mut bytes = fs::read(&img).unwrap();
+        bytes[at] ^= 1;
+        fs::write(&img, bytes).unwrap();
+        img.file_name().unwrap().to_str().unwrap().to_owned()
+    }
+
     pub fn start(&self, args: &[&str], says: &str) -> Process {
         let log = PathBuf::from(self.lab.path(&format!("log-{}", std::process::id())));
         let _ = fs::remove_file(&log);
