@@ -252,3 +252,100 @@ fn a_device_that_holds_something_or_is_in_use_or_too_small_is_refused_by_every_w
     run(BLXREP, &[offline, vec!["--overwrite", &other.path]].concat());
     assert!(held(&other) == world.store.disks[0]);
 }
+
+#[test]
+fn a_qcow2_image_is_what_a_raw_restore_brings_back() {
+    let world = World::new("qcow2");
+    let store = &world.store;
+    let dir = store.lab.path("out");
+    fs::create_dir(&dir).unwrap();
+    let target = format!("{dir}/web1.qcow2");
+    for (n, id) in store.ids.iter().enumerate() {
+        let raw = store.restored(n);
+        let ended = done(&world.restore(&["--format", "qcow2", id, &target]));
+        assert_eq!(
+            (&ended["result"], &ended["checkpoint"]),
+            (&"done".into(), &id.as_str().into()),
+            "{ended}"
+        );
+        assert_eq!(
+            (&ended["output"], &ended["size_bytes"]),
+            (&target.as_str().into(), &(SIZE_MIB << 20).into())
+        );
+        assert_eq!(names(&dir), ["web1.qcow2"]);
+        run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", &raw, &target]);
+        run("qemu-img", &["check", "-f", "qcow2", &target]);
+        assert_eq!(fs::metadata(&target).unwrap().mode() & 0o777, 0o600);
+        fs::remove_file(&target).unwrap();
+    }
+    world.is_clean();
+
+    let device = store.lab.loop_disk(SIZE_MIB);
+    let there = store.lab.path("there");
+    fs::write(&there, "mine").unwrap();
+    for (target, args, says) in [
+        (&device.path, vec![], "is a device"),
+        (&there, vec![], "there already"),
+        (&target, vec!["--partition", "1"], "whole disk"),
+        (&target, vec!["--overwrite", &target], "whole disk"),
+        (&target, vec!["--no-wait"], "whole disk"),
+    ] {
+        refused(&world.restore(&[&["--format", "qcow2", "latest", target], &*args].concat()), 2, says);
+    }
+    refused(&world.restore(&["--format", "qcow2", "209901010000", &target]), 5, "no checkpoint");
+    assert_eq!((names(&dir), fs::read(&there).unwrap()), (vec![], b"mine".to_vec()));
+    world.is_clean();
+}
+
+#[test]
+fn a_qcow2_image_that_is_not_finished_leaves_nothing() {
+    let world = World::new("unfinished");
+    let lab = &world.store.lab;
+    let (out, bin) = (lab.path("out"), lab.path("bin"));
+    for dir in [&out, &bin] {
+        fs::create_dir(dir).unwrap();
+    }
+    let target = format!("{out}/web1.qcow2");
+    let args = ["restore", "--agent", AGENT, "--format", "qcow2", "latest", &target];
+    std::os::unix::fs::symlink(run("sh", &["-c", "command -v setpriv"]), format!("{bin}/setpriv")).unwrap();
+    refused(&world.blxctl(&args).env("PATH", &bin).output().unwrap(), 1, "no qemu-img in PATH");
+    assert_eq!(names(&out), [""; 0]);
+
+    // It writes its pid beside itself and a part of the image, and goes on.
+    let (converter, pid) = (format!("{bin}/qemu-img"), lab.path("pid"));
+    let script = format!(
+        "#!/bin/sh\nfor last; do :; done\necho part >\"$last\"\necho $$ >{pid}.new\nmv {pid}.new {pid}\nexec sleep 600\n"
+    );
+    fs::write(&converter, script).unwrap();
+    run("chmod", &["755", &converter]);
+    for signal in ["INT", "TERM", "HUP"] {
+        let _ = fs::remove_file(&pid);
+        let mut command = world.blxctl(&args);
+        let running =
+            command.env("PATH", format!("{bin}:/usr/bin:/bin")).stdout(Stdio::null()).stderr(Stdio::piped());
+        let running = running.spawn().unwrap();
+        wait_for("the converter", 20, || Path::new(&pid).exists());
+        assert_eq!(names(&out), [format!(".web1.qcow2.{}.part", running.id())]);
+        let converting = format!("/proc/{}", fs::read_to_string(&pid).unwrap().trim());
+        run("kill", &["-s", signal, &running.id().to_string()]);
+        refused(&running.wait_with_output().unwrap(), 1, "canceled");
+        assert!(!Path::new(&converting).exists(), "{signal}: the converter goes on");
+        assert_eq!(names(&out), [""; 0]);
+        world.is_clean();
+    }
+
+    // One that writes something else than it read.
+    let wrong = "#!/bin/sh\nPATH=/usr/bin:/bin\nqemu-img \"$@\" || exit\n[ \"$1\" = compare ] || qemu-io -c 'write -P 0x77 3M 4k' \"$5\"\n";
+    fs::write(&converter, wrong).unwrap();
+    let path = format!("{bin}:/usr/bin:/bin");
+    refused(&world.blxctl(&args).env("PATH", path).output().unwrap(), 1, "broke off");
+    assert_eq!(names(&out), [""; 0]);
+
+    // Not in zeros: those need not be read.
+    let img = world.store.damage(PART3.0 + 8192);
+    refused(&world.blxctl(&args).output().unwrap(), 1, "look for damage");
+    let log = world.store.lab.dispatcher.as_ref().unwrap().log();
+    assert!(log.contains(&img), "the log names the file: {log}");
+    assert_eq!(names(&out), [""; 0]);
+    world.is_clean();
+}
