@@ -23,7 +23,7 @@ use std::process::{Command, Output, Stdio};
 
 use common::bus::Bus;
 use common::lab::{BLXREP, Process, TestDisk, run, wait_for};
-use common::store::{AGENT, PART1, PART2, PART3, SIZE_MIB, Store};
+use common::store::{AGENT, PART1, PART2, PART3, SIZE_MIB, Store, Umount};
 use serde_json::Value;
 
 const PARTS: [(&str, (usize, usize)); 3] = [("1", PART1), ("2", PART2), ("3", PART3)];
@@ -241,6 +241,33 @@ fn a_device_that_holds_something_or_is_in_use_or_too_small_is_refused_by_every_w
     world.refused(&there, &["--overwrite", &there], 2, "there already");
     assert_eq!(fs::read(&there).unwrap(), b"mine");
 
+    // What there is not.
+    let new = lab.path("new");
+    world.refused(&new, &["--disk", "sdz"], 5, "no disk sdz");
+    for (agent, checkpoint, says) in
+        [("web2", "latest", "nothing is stored of agent web2"), (AGENT, "209901010000", "no checkpoint")]
+    {
+        let data = &world.store.data;
+        let mut offline = Command::new(BLXREP);
+        offline.args([
+            "dispatcher",
+            "restore",
+            "--agent",
+            agent,
+            "--checkpoint",
+            checkpoint,
+            "--data-dir",
+            data,
+            "--output",
+            &new,
+        ]);
+        let mut online = world.blxctl(&["restore", "--agent", agent, checkpoint, &new]);
+        for command in [&mut offline, &mut online] {
+            refused(&command.output().unwrap(), 5, says);
+        }
+    }
+    assert!(!Path::new(&new).exists());
+
     // Named twice it is overwritten, and empty it need not be.
     let disk = &world.store.disks[2];
     done(&world.restore(&["latest", &path, "--overwrite", &path]));
@@ -347,5 +374,67 @@ fn a_qcow2_image_that_is_not_finished_leaves_nothing() {
     let log = world.store.lab.dispatcher.as_ref().unwrap().log();
     assert!(log.contains(&img), "the log names the file: {log}");
     assert_eq!(names(&out), [""; 0]);
+    world.is_clean();
+}
+
+#[test]
+fn of_two_restores_to_one_target_at_once_one_is_refused() {
+    let world = World::new("two");
+    let lab = &world.store.lab;
+    let (dir, disk) = (lab.path("out"), &world.store.disks[2]);
+    fs::create_dir(&dir).unwrap();
+    for offline in [false, true] {
+        let device = lab.loop_disk(SIZE_MIB);
+        let file = format!("{dir}/web1.img");
+        for target in [&device.path, &file] {
+            let other = [world.store.args("restore", "latest"), vec!["--output", target]].concat();
+            let mut other = if offline {
+                let mut command = Command::new(BLXREP);
+                command.args(other);
+                command
+            } else {
+                world.blxctl(&["restore", "--agent", AGENT, "latest", target])
+            };
+            let other = other.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+            let ended = [world.restore(&["latest", target]), other.wait_with_output().unwrap()];
+            let good = ended.iter().filter(|output| output.status.success()).count();
+            let failed = ended.iter().find(|output| !output.status.success());
+            // In use, or done already; or somebody else was the first to give the name.
+            let says = ["in use", "holds a partition table", "there already", "File exists", "is there"];
+            assert!(good == 1 && says.iter().any(|says| said(failed.unwrap()).contains(says)), "{ended:?}");
+        }
+        assert!(held(&device) == *disk && fs::read(&file).unwrap() == *disk);
+        assert_eq!(names(&dir), ["web1.img"]);
+        fs::remove_file(&file).unwrap();
+    }
+    world.is_clean();
+}
+
+#[test]
+fn a_mount_point_that_is_in_use_is_refused_and_goes_on_being_used() {
+    let world = World::new("mounts");
+    let dir = world.store.lab.path("mnt");
+    fs::create_dir(&dir).unwrap();
+    let mount = || world.blxctl(&["--json", "mount", AGENT, "latest", &dir]).output().unwrap();
+    let umount = || world.blxctl(&["--json", "umount", &dir]).output().unwrap();
+    let there = format!("{dir}/there");
+    fs::write(&there, "mine").unwrap();
+    refused(&mount(), 2, "not empty");
+    refused(&umount(), 2, "no checkpoint is mounted there");
+    assert_eq!(names(&dir), ["there"]);
+    fs::remove_file(&there).unwrap();
+
+    done(&mount());
+    let mounted = Umount(&dir);
+    refused(&mount(), 2, "not empty");
+    let offline = [world.store.args("mount", "latest"), vec![&dir]].concat();
+    refused(&Command::new(BLXREP).args(offline).output().unwrap(), 1, "not empty");
+    let reading = File::open(format!("{dir}/disk.img")).unwrap();
+    refused(&umount(), 1, "in use");
+    drop(reading);
+    assert!(fs::read(format!("{dir}/disk.img")).unwrap() == world.store.disks[2]);
+    done(&umount());
+    drop(mounted);
+    assert_eq!(names(&dir), [""; 0]);
     world.is_clean();
 }

@@ -93,7 +93,8 @@ impl Store {
     }
 }
 
-fn noise(bytes: &mut [u8], seed: u64) {
+/// Bytes that do not compress.
+pub fn noise(bytes: &mut [u8], seed: u64) {
     let mut state = seed;
     for byte in bytes {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -138,4 +139,15 @@ fn changes(before: &[u8], after: &[u8]) -> Vec<(u64, Vec<u8>)> {
         }
     }
     found
+}
+
+/// Unmounts what a test that failed left.
+pub struct Umount<'a>(pub &'a str);
+
+impl Drop for Umount<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = Command::new("umount").args(["--lazy", self.0]).status();
+        }
+    }
 }
