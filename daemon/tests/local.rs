@@ -14,132 +14,19 @@ mod common {
     pub(crate) mod chain;
     pub(crate) mod lab;
     pub(crate) mod store;
+    pub(crate) mod world;
 }
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-use common::bus::Bus;
-use common::lab::{BLXREP, Process, TestDisk, run, wait_for};
+use common::lab::{BLXREP, run, wait_for};
 use common::store::{AGENT, PART1, PART2, PART3, SIZE_MIB, Store, Umount};
-use serde_json::Value;
+use common::world::{World, done, held, names, refused, said};
 
 const PARTS: [(&str, (usize, usize)); 3] = [("1", PART1), ("2", PART2), ("3", PART3)];
-
-/// A store whose dispatcher runs, on a bus of its own.
-struct World {
-    store: Store,
-    bus: Bus,
-    /// An agent that may restore what is stored and its disk.
-    agent: Option<(Process, TestDisk)>,
-}
-
-impl World {
-    fn new(name: &str) -> Self {
-        let mut store = Store::new(name);
-        let bus = Bus::start(&store.lab);
-        store.lab.bus = Some(bus.address.clone());
-        fs::create_dir(store.lab.path("tmp")).unwrap();
-        store.lab.start_dispatcher(&["--scrub-every", "never"]);
-        Self { store, bus, agent: None }
-    }
-
-    /// Has an agent as well.
-    fn with_agent(name: &str) -> Self {
-        let mut world = Self::new(name);
-        let lab = &world.store.lab;
-        let (agent, disk) = (lab.agent("new"), lab.loop_disk(4));
-        let (agents, key, state) = (lab.path("agents"), lab.path("key"), lab.path("state"));
-        let enroll = [
-            "enroll",
-            &agent,
-            "--data-dir",
-            &world.store.data,
-            "--agents-file",
-            &agents,
-            "--may-restore",
-            AGENT,
-        ];
-        fs::write(&key, run(BLXREP, &enroll)).unwrap();
-        run("chmod", &["600", &key]);
-        let addr = format!("127.0.0.1:{}", lab.port);
-        let mut args = vec!["start", "--mode", "agent", "--id", &agent, "--dispatcher-addr", &addr];
-        args.extend(["--key-file", &key, "--state-dir", &state, "--device", &disk.path]);
-        let process = Process::start(&args, Path::new(&lab.path("agent.log")), lab.bus.as_deref());
-        lab.wait_checkpoints(&agent, &disk.name, 1, 60);
-        world.agent = Some((process, disk));
-        world
-    }
-
-    /// `blxctl`, killed when the test ends.
-    fn blxctl(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(Path::new(BLXREP).with_file_name("blxctl"));
-        command.args(args).env("DBUS_SYSTEM_BUS_ADDRESS", &self.bus.address);
-        command.env("TMPDIR", self.store.lab.path("tmp"));
-        command
-    }
-
-    /// No job and no temporary file is left.
-    fn is_clean(&self) {
-        wait_for("the jobs to end", 20, || {
-            self.blxctl(&["jobs", "--json"]).output().unwrap().stdout.starts_with(b"[]")
-        });
-        assert_eq!(names(&self.store.lab.path("tmp")), [""; 0]);
-    }
-
-    fn restore(&self, args: &[&str]) -> Output {
-        self.blxctl(&[&["--json", "restore", "--agent", AGENT], args].concat()).output().unwrap()
-    }
-
-    /// A restore by every way, of the newest checkpoint, that must be refused with this exit code and say this.
-    fn refused(&self, target: &str, args: &[&str], code: i32, says: &str) {
-        let offline =
-            [self.store.args("restore", "latest"), vec!["--output", target], args.to_vec()].concat();
-        refused(&Command::new(BLXREP).args(&offline).output().unwrap(), code, says);
-        let online = [&["latest", target], args].concat();
-        refused(&self.restore(&online), code, says);
-        if self.agent.is_some() {
-            refused(&self.restore(&[&["--role", "agent"], &*online].concat()), code, says);
-        }
-    }
-
-    /// The same of a device, which must stay what it is.
-    fn refused_device(&self, device: &TestDisk, args: &[&str], says: &str) {
-        let before = held(device);
-        self.refused(&device.path, args, 2, says);
-        assert!(held(device) == before, "{says}: something was written");
-    }
-}
-
-/// What a device holds, as the disk has it and not as memory does.
-fn held(device: &TestDisk) -> Vec<u8> {
-    run("blockdev", &["--flushbufs", &device.path]);
-    fs::read(&device.path).unwrap()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn refused(output: &Output, code: i32, says: &str) {
-    assert!(output.status.code() == Some(code) && said(output).contains(says), "{says}: {output:?}");
-}
-
-fn done(output: &Output) -> Value {
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// What is in the directory, hidden files too.
-fn names(dir: &str) -> Vec<String> {
-    let mut names: Vec<_> =
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
 
 #[test]
 fn a_partition_comes_back_by_itself() {
