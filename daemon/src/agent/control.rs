@@ -150,11 +150,8 @@ impl Control for AgentControl {
             checkpoint: checkpoint.clone(),
             target: target.display().to_string(),
         };
-        let unfinished = &self.shared.unfinished;
-        // What a restore began to overwrite was allowed to be.
-        if overwrite.is_some() || !unfinished.contains(&target) {
-            check_device(&target, overwrite.as_deref())?;
-        }
+        // Also what a restore began to overwrite: behind a reboot its name may be another device's.
+        check_device(&target, overwrite.as_deref())?;
         let output = match output {
             Some(file) => Output::Open { file, name: target.clone() },
             None => {
