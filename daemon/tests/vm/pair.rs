@@ -155,14 +155,15 @@ impl Pair {
         let rows = self.rows();
         let newest = rows.iter().rfind(|row| row["disk"] == "virtio").unwrap();
         let id = newest["checkpoint"].as_str().unwrap();
-        let restore = format!("blxctl restore --disk virtio {id} /dev/disk/by-id/virtio-{SPARE}");
+        let spare = format!("/dev/disk/by-id/virtio-{SPARE}");
+        let restore = format!("blxctl restore --disk virtio {id} {spare} --overwrite {spare}");
         self.agent.run(&format!(
             "systemd-run --quiet {restore}; until [ -s /var/lib/blxrep/web1.unfinished ]; do sleep 0.05; done"
         ));
         self.agent.power_cut();
         self.boot_agent();
         let holds_a_part = format!("holds only a part of checkpoint {id}");
-        let status = || self.agent.run("blxctl status");
+        let status = || self.agent.try_run("blxctl status").out;
         assert!(status().contains(&holds_a_part), "{}", status());
         self.agent.run(&restore);
         assert!(!status().contains(&holds_a_part), "{}", status());
