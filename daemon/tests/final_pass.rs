@@ -5,6 +5,7 @@
 #[path = "common/mounts.rs"]
 mod mounts;
 
+use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -23,12 +24,12 @@ use blxrep::reader::{BlockReader, DirectReader, ReadError};
 use blxrep::tracker::{Claim, Tracker, TrackerError};
 use mounts::{LoopDisk, is_frozen, run};
 
-/// Says once that every block has changed, and nothing from then on.
-struct AllChanged(BlockSet);
+/// Says what changed before each drain, and nothing from then on.
+struct Changes(VecDeque<BlockSet>);
 
-impl Tracker for AllChanged {
+impl Tracker for Changes {
     fn drain(&mut self) -> Result<BlockSet, TrackerError> {
-        Ok(std::mem::take(&mut self.0))
+        Ok(self.0.pop_front().unwrap_or_default())
     }
     fn pending(&mut self) -> Result<BlockSet, TrackerError> {
         unreachable!("the final pass does not ask")
@@ -65,6 +66,8 @@ struct Scene {
     disk: LoopDisk,
     job: FinalPassJob,
     delay: Option<Duration>,
+    /// What changes while the blocks are read.
+    meanwhile: BlockSet,
 }
 
 impl Scene {
@@ -83,7 +86,7 @@ impl Scene {
             state_dir: disk.dir.join("state"),
             guard_exe: env!("CARGO_BIN_EXE_blxrep").into(),
         };
-        Self { disk, job, delay: None }
+        Self { disk, job, delay: None, meanwhile: BlockSet::new() }
     }
 
     fn ext4() -> (Self, PathBuf) {
@@ -106,7 +109,7 @@ impl Scene {
 
     fn take(&self) -> Taken {
         let all = Extent { first: 0, count: self.job.geometry.blocks() };
-        let mut tracker = AllChanged([all].into_iter().collect());
+        let mut tracker = Changes(VecDeque::from([[all].into_iter().collect(), self.meanwhile.clone()]));
         let mut reader = Slow(DirectReader::open(&self.disk.path, self.job.geometry).unwrap(), self.delay);
         match final_pass(&self.job, &mut tracker, &mut reader, &BlockSet::new()).unwrap() {
             Outcome::Taken(taken) => taken,
@@ -207,6 +210,16 @@ fn a_freeze_that_ends_before_the_last_block_is_fuzzy() {
     let taken = scene.take();
     assert_eq!(taken.consistency, Consistency::Fuzzy);
     assert!(taken.note.contains("ended before the last block"), "{}", taken.note);
+    scene.assert_clean();
+}
+
+#[test]
+fn blocks_that_change_while_frozen_make_it_fuzzy_and_are_said() {
+    let (mut scene, _) = Scene::ext4();
+    scene.meanwhile.insert(Extent { first: 7, count: 2 });
+    let taken = scene.take();
+    assert_eq!((taken.consistency, &taken.after), (Consistency::Fuzzy, &scene.meanwhile));
+    assert!(taken.note.contains("while the file systems were frozen"), "{}", taken.note);
     scene.assert_clean();
 }
 

@@ -41,7 +41,7 @@ fn after_every_kill_the_next_checkpoint_is_what_the_disk_was() {
     let mount = disk.mkfs_mount(&lab, "ext4", &path);
     let agent = lab.agent("a");
     lab.enroll(&agent);
-    let hooks = lab.camera(&agent);
+    let hooks = lab.trimming_camera(&agent);
     let dispatcher_args = ["--sync-freq", "1s"];
     let agent_args = ["--hooks-dir", &hooks];
     lab.start_dispatcher(&dispatcher_args);

@@ -23,7 +23,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::lab::{BLXREP, run, wait_for};
-use common::store::{AGENT, PART1, PART2, PART3, SIZE_MIB, Store, Umount};
+use common::store::{AGENT, PART1, PART2, PART3, SIZE_MIB, Umount};
 use common::world::{World, done, held, names, refused, said};
 
 const PARTS: [(&str, (usize, usize)); 3] = [("1", PART1), ("2", PART2), ("3", PART3)];

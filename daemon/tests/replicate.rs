@@ -15,7 +15,7 @@ mod common {
 
 use std::fs;
 
-use common::lab::{Lab, PHOTOGRAPH, mortal, run};
+use common::lab::{Lab, PHOTOGRAPH, TRIM, mortal, run};
 use common::writers::Writer;
 
 /// One file system over a whole disk, written in every way at once.
@@ -26,7 +26,7 @@ fn file_system_under_writers(fs_type: &str, size_mib: u64, zram: bool) {
     let mount = disk.mkfs_mount(&lab, fs_type, &path);
     let agent = lab.agent("a");
     lab.enroll(&agent);
-    let hooks = lab.camera(&agent);
+    let hooks = lab.trimming_camera(&agent);
     lab.start_dispatcher(&["--sync-freq", "2s"]);
     let mut writers = vec![Writer::files(&mount)];
     for (engine, direct) in [("sync", false), ("libaio", true), ("mmap", false), ("io_uring", false)] {
@@ -65,7 +65,7 @@ fn zram_is_bio_based() {
 /// Pauses raw writers around the freeze: a raw disk has nothing that could be frozen.
 const PAUSE: &str = r#"case $1 in
 pre-freeze) touch "$PHOTOS/pause"; for i in $(seq 200); do [ -e "$PHOTOS/paused" ] && exit 0; sleep 0.02; done; exit 1 ;;
-post-thaw) rm -f "$PHOTOS/pause" "$PHOTOS/paused"; exit 0 ;;
+post-thaw) rm -f "$PHOTOS/pause" "$PHOTOS/paused" ;;
 esac"#;
 
 #[test]
@@ -78,7 +78,7 @@ fn a_partitioned_disk_with_two_file_systems_and_a_raw_partition() {
     let xfs = disk.mkfs_mount(&lab, "xfs", &xfs);
     let agent = lab.agent("a");
     lab.enroll(&agent);
-    let hooks = lab.hooks(&agent, &format!("{PAUSE}\n{PHOTOGRAPH}"));
+    let hooks = lab.hooks(&agent, &format!("{PAUSE}\n{TRIM}\n{PHOTOGRAPH}"));
     lab.start_dispatcher(&["--sync-freq", "2s"]);
     // 512 B writes, discards and write-zeroes on the raw partition, between the pauses.
     let script = r#"i=0; while :; do i=$((i+1)); if [ -e "$1/pause" ]; then : > "$1/paused"; sleep 0.02; continue; fi
@@ -147,6 +147,34 @@ fn discards_zeroes_and_a_block_that_comes_back() {
     let rows = lab.show(&agent, Some(&disk.name));
     assert!(rows.iter().all(|row| row["consistency"] == "crash"), "{rows:?}");
     assert!(lab.compare_all(&agent, &disk.name) >= 12);
+}
+
+/// FITRIM takes no freeze protection (Linux, `ext4_trim_fs`, `xfs_ioc_trim`).
+#[test]
+fn a_trim_that_goes_through_a_freeze_is_in_the_next_checkpoint() {
+    let mut lab = Lab::new("trim");
+    let mut disk = lab.loop_disk(64);
+    let path = disk.path.clone();
+    let mount = disk.mkfs_mount(&lab, "ext4", &path);
+    let agent = lab.agent("a");
+    lab.enroll(&agent);
+    let trim = format!(r#"[ "$1" != frozen ] || fstrim -v {} >>"$PHOTOS/trimmed""#, mount.display());
+    let hooks = lab.hooks(&agent, &format!("{PHOTOGRAPH}\n{trim}"));
+    lab.start_dispatcher(&["--sync-freq", "1s"]);
+    let process = lab.start_agent(&agent, &[&path], &["--hooks-dir", &hooks]);
+    let file = mount.join("file");
+    for count in 1..5 {
+        fs::write(&file, vec![b'x'; 4 << 20]).unwrap();
+        run("sync", &["-f", mount.to_str().unwrap()]);
+        fs::remove_file(&file).unwrap();
+        lab.wait_checkpoints(&agent, &disk.name, count * 2, 60);
+    }
+    drop(process);
+    let trimmed = fs::read_to_string(lab.path("photos/trimmed")).unwrap();
+    assert!(trimmed.lines().filter(|line| !line.contains(": 0 B ")).count() >= 4, "{trimmed}");
+    let rows = lab.show(&agent, None);
+    assert!(rows.iter().all(|row| row["consistency"] == "application"), "{rows:?}");
+    assert!(lab.compare_all(&agent, &disk.name) >= 8);
 }
 
 #[test]

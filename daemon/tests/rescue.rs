@@ -238,9 +238,10 @@ async fn restore(
     manager: &ManagerProxy<'static>,
     of: &str,
     target: &str,
+    options: Options<'_>,
 ) -> zbus::Result<impl Future<Output = (String, Details)> + use<>> {
     let mut removed = manager.receive_job_removed().await?;
-    let job = manager.restore(of, "latest", target, Options::new()).await?;
+    let job = manager.restore(of, "latest", target, options).await?;
     Ok(async move {
         loop {
             let signal = removed.next().await.unwrap();
@@ -286,14 +287,11 @@ async fn an_agent_that_is_killed_says_what_is_half_restored_and_a_second_restore
     // Held up in the middle, it is a job on both sides.
     let manager = bus.manager(BUS_NAME_AGENT).await;
     meter.hold_after(24 * MIB);
-    let ended = restore(&manager, &agent, &target.path).await.unwrap();
+    let ended = restore(&manager, &agent, &target.path, Options::new()).await.unwrap();
     wait_for("the middle of the restore", 60, || meter.holds());
-    let said = manager.restore(&agent, "latest", &target.path, Options::new()).await;
-    let twice = match said {
-        // It may hold enough already to be taken for something.
-        Err(error) => error.to_string(),
-        Ok(_) => panic!("two restores to one target"),
-    };
+    let overwrite = || Options::from([("overwrite", target.path.as_str().into())]);
+    let twice = restore(&manager, &agent, &target.path, overwrite()).await.err();
+    let twice = twice.expect("two restores to one target").to_string();
     assert!(twice.contains("in use") || twice.contains("busy") || twice.contains("cannot open"), "{twice}");
     let on_dispatcher = bus.dispatcher().await;
     let bus_of = on_dispatcher.inner().connection();
@@ -316,7 +314,10 @@ async fn an_agent_that_is_killed_says_what_is_half_restored_and_a_second_restore
     let manager = bus.manager(BUS_NAME_AGENT).await;
     assert_eq!(unfinished(&manager, 1).await, whole, "it is known behind the kill");
     let before = meter.bytes();
-    let (result, details) = restore(&manager, &agent, &target.path).await.unwrap().await;
+    // It has a partition table by now.
+    let refused = restore(&manager, &agent, &target.path, Options::new()).await.err().unwrap().to_string();
+    assert!(refused.contains(&format!("--overwrite {}", target.path)), "{refused}");
+    let (result, details) = restore(&manager, &agent, &target.path, overwrite()).await.unwrap().await;
     assert_eq!(result, "done", "{details:?}");
     assert!(bytes(&target.path, 64 * MIB) == bytes(&disk.path, 64 * MIB));
     unfinished(&manager, 0).await;

@@ -156,10 +156,8 @@ impl Control for AgentControl {
                 Output::Path(target.clone())
             }
         };
-        // What a restore began to overwrite was allowed to be.
-        if overwrite.is_some() || !self.shared.unfinished.contains(&target) {
-            check_empty(&output, overwrite.as_deref())?;
-        }
+        // Also what a restore began to overwrite: behind a reboot its name may be another device's.
+        check_empty(&output, overwrite.as_deref())?;
         let (agent, disk) = (Some(agent), which.disk);
         let request = FetchRequest { agent, disk, checkpoint, partition, output, patience: PATIENCE };
         let (shared, dial, runtime) = (self.shared.clone(), self.dial.clone(), self.runtime.clone());

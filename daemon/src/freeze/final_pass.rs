@@ -270,6 +270,10 @@ impl Pass<'_> {
 
     fn consistency(&mut self, topology: &Topology, frost: &Frost, after: &BlockSet) -> Consistency {
         let came = self.came_since(topology);
+        if frost.frozen > 0 && !after.is_empty() {
+            let text = "blocks changed while the file systems were frozen: a trim of free space, or a writer that goes past them";
+            self.notes.push(text.to_owned());
+        }
         Facts {
             mounted: topology.mounts.len(),
             writable: topology.to_freeze().len(),

@@ -75,7 +75,8 @@ pub(super) fn check_scrub(bytes: &[u8]) {
 }
 
 pub(super) fn scrub_seeds() -> Vec<Vec<u8>> {
-    let mut record = Record { pass: Some(Pass::default()), ..Record::default() };
+    let mut record = Record::default();
+    record.pass = Some(Pass::default());
     record.enter(&owner(), id(0));
     record.found(vec!["incremental/web1/sda/20261121203456.bak is damaged".to_owned()]);
     record.look(&owner(), id(3), vec!["block 7".to_owned(), "block 9".to_owned()]);

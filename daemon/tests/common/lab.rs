@@ -285,6 +285,11 @@ impl Lab {
         self.hooks(agent, PHOTOGRAPH)
     }
 
+    /// The same, and what is free on the disk is told to it behind each freeze.
+    pub fn trimming_camera(&self, agent: &str) -> String {
+        self.hooks(agent, &format!("{TRIM}\n{PHOTOGRAPH}"))
+    }
+
     pub fn start_agent(&self, agent: &str, devices: &[&str], args: &[&str]) -> Process {
         self.start_agent_in("state", agent, devices, args)
     }
@@ -372,6 +377,10 @@ out=$PHOTOS/$(basename "$BLXREP_DEVICE")-$BLXREP_CHECKPOINT.img
 dd if="$BLXREP_DEVICE" of="$out.part" bs=1M iflag=direct conv=sparse status=none
 truncate -s "$(blockdev --getsize64 "$BLXREP_DEVICE")" "$out.part"
 mv "$out.part" "$out""#;
+
+/// Not by a writer that knows nothing of freezes: a trim goes through them, and a photograph would show a part of it.
+pub const TRIM: &str = r#"[ "$1" != post-thaw ] ||
+lsblk --noheadings --raw --output MOUNTPOINT "$BLXREP_DEVICE" | grep / | xargs --no-run-if-empty -n 1 fstrim"#;
 
 impl Drop for Lab {
     fn drop(&mut self) {

@@ -39,11 +39,11 @@ impl Writer {
         Self(child)
     }
 
-    /// Files made, changed, punched and removed, and the file system trimmed.
+    /// Files made, changed, punched and removed.
     pub fn files(dir: &Path) -> Self {
         let script = r#"cd "$0" || exit 1; i=0; while :; do i=$((i+1)); n=$((i%20))
 head -c $((n*20000+100)) /dev/urandom > f$n; [ $((i%3)) = 0 ] && fallocate -p -o 8192 -l 16384 f$n
-mv f$n g$n; [ $((i%7)) = 0 ] && rm -f g$((n/2)); [ $((i%60)) = 30 ] && fstrim .; sync f$n 2>/dev/null; sleep 0.05; done"#;
+mv f$n g$n; [ $((i%7)) = 0 ] && rm -f g$((n/2)); sync f$n 2>/dev/null; sleep 0.05; done"#;
         let child = mortal("sh").args(["-c", script]).arg(dir).stderr(Stdio::null()).spawn().unwrap();
         Self(child)
     }

@@ -50,6 +50,19 @@ fn a_wrong_configuration_is_named_and_not_tried_again() {
     }
     wait_for("the agent to connect", 30, || agent.journal(AGENT).contains("connected to"));
     reloads(&pair);
+    a_disk_comes_late(&pair);
+}
+
+/// A disk that is not there is waited for, however long: nobody has to start the agent again.
+fn a_disk_comes_late(pair: &Pair) {
+    let agent = &pair.agent;
+    agent.run("sed -i 's#^id: .*#id: web1#; s#^device: .*#device: [/var/tmp/late]#' /etc/blxrep/config.yaml");
+    assert!(!agent.is(&format!("systemctl restart {AGENT}")), "it starts without its disk");
+    assert_eq!(agent.unit(AGENT, "StartLimitIntervalUSec"), "0");
+    wait_for("two more tries", 60, || agent.unit(AGENT, "NRestarts").parse::<u32>().unwrap() >= 2);
+    assert!(agent.journal(AGENT).contains("/var/tmp/late"), "{}", agent.journal(AGENT));
+    agent.run(&format!("ln -s {} /var/tmp/late", pair.data.path));
+    wait_for("the agent to start", 60, || agent.unit(AGENT, "ActiveState") == "active");
 }
 
 /// A reload takes what can be taken; one that cannot be read changes nothing.

@@ -2,33 +2,58 @@
 
 use std::fs;
 use std::io;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use super::hosts::{Host, Pair};
 use super::lab::wait_for;
 
-/// Stops one thread for good, as a kernel that does not come back would.
-fn stop_thread(tid: i32) {
-    let (stopped, is_stopped) = mpsc::channel();
-    // A tracer is a thread; this one must reap the other, or the process would never end.
-    std::thread::spawn(move || {
-        // SAFETY: ptrace(2) of a thread of another process; no memory of this process is given.
-        let done = unsafe {
-            libc::ptrace(libc::PTRACE_SEIZE, tid, 0, 0) == 0
-                && libc::ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0) == 0
-        };
-        let error = io::Error::last_os_error();
-        stopped.send(if done { Ok(()) } else { Err(error) }).unwrap();
-        loop {
-            let mut status = 0;
-            // SAFETY: waitpid(2) writes one integer, which lives until it returns.
-            let waited = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) };
-            if waited < 0 || libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
-                break;
+/// A thread that stands still, as in a kernel that does not come back, until this is dropped.
+struct Stuck {
+    let_go: Option<mpsc::Sender<()>>,
+    tracer: Option<JoinHandle<()>>,
+}
+
+impl Stuck {
+    fn new(tid: i32) -> Self {
+        let (stopped, is_stopped) = mpsc::channel();
+        let (let_go, told) = mpsc::channel();
+        // A tracer is a thread; this one must reap the other, or the process would never end.
+        let tracer = thread::spawn(move || {
+            // SAFETY: ptrace(2) of a thread of another process; no memory of this process is given.
+            let done = unsafe {
+                libc::ptrace(libc::PTRACE_SEIZE, tid, 0, 0) == 0
+                    && libc::ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0) == 0
+            };
+            let error = io::Error::last_os_error();
+            stopped.send(if done { Ok(()) } else { Err(error) }).unwrap();
+            while !ended(tid) {
+                if told.recv_timeout(Duration::from_millis(50)) == Err(RecvTimeoutError::Disconnected) {
+                    // SAFETY: as above. It fails if the thread is gone.
+                    unsafe { libc::ptrace(libc::PTRACE_DETACH, tid, 0, 0) };
+                    break;
+                }
             }
-        }
-    });
-    is_stopped.recv().unwrap().expect("ptrace");
+        });
+        is_stopped.recv().unwrap().expect("ptrace");
+        Self { let_go: Some(let_go), tracer: Some(tracer) }
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        drop(self.let_go.take());
+        let _ = self.tracer.take().unwrap().join();
+    }
+}
+
+/// Whether a traced thread is gone, which this reaps.
+fn ended(tid: i32) -> bool {
+    let mut status = 0;
+    // SAFETY: waitpid(2) writes one integer, which lives until it returns.
+    let waited = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | libc::WNOHANG) };
+    waited < 0 || (waited == tid && (libc::WIFEXITED(status) || libc::WIFSIGNALED(status)))
 }
 
 fn disk_thread(host: &Host, unit: &str) -> i32 {
@@ -40,6 +65,25 @@ fn disk_thread(host: &Host, unit: &str) -> i32 {
         name.starts_with("disk-").then(|| task.file_name().to_string_lossy().parse().unwrap())
     });
     tids.next().expect("a disk's thread")
+}
+
+/// Stops a disk's thread. One that is met in what may wait for a slow disk (a freeze, a start) is not late for minutes: it goes on then,
+/// and is stopped at another moment.
+fn until_it_is_noticed(host: &Host, unit: &str) -> Stuck {
+    for _ in 0..10 {
+        let stuck = Stuck::new(disk_thread(host, unit));
+        let end = Instant::now() + Duration::from_secs(8);
+        while Instant::now() < end {
+            let journal = host.run(&format!("journalctl -o cat -u {unit}"));
+            if journal.contains("stuck: the thread of ") && journal.contains("watchdog") {
+                return stuck;
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+        drop(stuck);
+        thread::sleep(Duration::from_millis(700));
+    }
+    panic!("{unit}: a thread that stands still is not noticed");
 }
 
 #[test]
@@ -60,12 +104,10 @@ fn a_stuck_loop_is_restarted_and_nothing_is_lost() {
     }
     for (host, unit) in hosts {
         assert_eq!(host.unit(unit, "NRestarts"), "0", "fed while all is well");
-        stop_thread(disk_thread(host, unit));
+        let _stuck = until_it_is_noticed(host, unit);
         wait_for("the watchdog to restart it", 60, || {
             host.unit(unit, "NRestarts") == "1" && host.unit(unit, "ActiveState") == "active"
         });
-        let journal = host.run(&format!("journalctl -o cat -u {unit}"));
-        assert!(journal.contains("stuck: the thread of ") && journal.contains("watchdog"), "{journal}");
         for disk in pair.disks() {
             pair.more_checkpoints(disk, 2, 60);
         }

@@ -26,7 +26,8 @@ use pair::Pair;
 /// How long a checkpoint of every disk may take, in seconds: processors are emulated.
 const SLOW: u64 = 900;
 
-/// Every checkpoint is what its photograph shows, also behind a power cut in mid-write, after which every disk is compared.
+/// Every checkpoint is what its photograph shows, also behind a power cut in mid-write, after which every disk is compared. A restore to the
+/// agent's machine lives through power cuts as well.
 fn every_checkpoint_is_its_photograph(agent_kernel: &str, dispatcher_kernel: &str) {
     let mut pair = Pair::boot(agent_kernel, dispatcher_kernel);
     pair.configure();
@@ -37,6 +38,7 @@ fn every_checkpoint_is_its_photograph(agent_kernel: &str, dispatcher_kernel: &st
     pair.boot_agent();
     wait_for("two checkpoints more of every disk", SLOW, || pair.all_have(|disk| before[disk] + 2));
     pair.assert_compared();
+    pair.restore_through_power_cuts();
     pair.compare_with_photographs();
 }
 
