@@ -88,8 +88,11 @@ fn a_partition_is_verified_as_the_disk_is() {
     let target = format!("{dir}/part.img");
     world.refused(&target, &["--partition", "4"], 2, "no partition 4; there is: 1, 2, 3");
     world.refused(&target, &["--partition", "0"], 2, "no partition 0; there is: 1, 2, 3");
-    let img = store.damage(PART2.0 + (10 << 20));
-    world.refused(&target, &["--partition", "2"], 4, &img);
+    // Of another partition, and of this one.
+    let img = store.damage(PART3.0 + 8192);
+    for partition in ["2", "3"] {
+        world.refused(&target, &["--partition", partition], 4, &img);
+    }
     assert_eq!(names(&dir), [""; 0]);
 }
 
