@@ -163,6 +163,8 @@ in
       systemd.tmpfiles.rules = [ "d ${dataDir} 0750 blxrep blxrep -" ];
 
       systemd.services.blxrep-dispatcher = unit "dispatcher" "org.blxrep.Dispatcher" // {
+        # blkid.
+        path = [ pkgs.util-linux ];
         # The unit's StateDirectory= opens the default one.
         serviceConfig = lib.optionalAttrs (dataDir != "/var/lib/blxrep-dispatcher") { ReadWritePaths = [ dataDir ]; };
       };

@@ -9,28 +9,25 @@ mod proof;
 mod qemu;
 
 use std::ffi::OsString;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use blxrep_dbus::proxy::Options;
-use blxrep_dbus::{ACTION_CHECKPOINT, ACTION_INSPECT, ACTION_RESTORE};
+use blxrep_dbus::{ACTION_CHECKPOINT, ACTION_INSPECT};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep_until, timeout};
-use zbus::wire::{Fd, OwnedObjectPath};
 
 use self::console::{Awaited, Console, Verdict};
 use self::proof::Proof;
 use self::qemu::{Drive, PROGRAM, Serial};
 use crate::connect::Daemon;
+use crate::exports::{Export, Exports, cannot};
 use crate::failure::Failure;
 use crate::job::Stop;
-use crate::model::{Checkpoint, text};
+use crate::model::Checkpoint;
 
 /// Where the files for what the machine writes are: they may get large.
 const OVERLAYS: &str = "/var/tmp";
@@ -57,8 +54,7 @@ pub(crate) struct Wanted {
 /// A checkpoint, and those of the agent's other disks from before it, exported for a machine.
 struct Exported<'a> {
     daemon: &'a Daemon,
-    jobs: Vec<OwnedObjectPath>,
-    dir: TempDir,
+    exports: Exports<'a>,
     drives: Vec<Drive>,
     /// The disk's id and its checkpoint.
     disk: String,
@@ -73,7 +69,7 @@ pub(crate) async fn run(daemon: &Daemon, request: Request) -> Result<(), Failure
     let mut stop = Stop::new()?;
     let exported = Exported::open(daemon, &request).await?;
     let ended = exported.for_a_person(&request, &mut stop).await;
-    exported.close().await;
+    exported.exports.close().await;
     ended
 }
 
@@ -83,7 +79,7 @@ pub(crate) async fn prove(daemon: &Daemon, request: Request, wanted: Wanted) -> 
     let exported = Exported::open(daemon, &request).await?;
     let came = exported.watch(&request, &wanted, &mut stop).await;
     let (agent, disk, checkpoint) = (request.agent, exported.disk.clone(), exported.checkpoint.clone());
-    exported.close().await;
+    exported.exports.close().await;
     let (verdict, seconds, console) = came?;
     let proof = Proof { agent, disk, checkpoint, verdict, seconds, console };
     let options =
@@ -96,15 +92,11 @@ pub(crate) async fn prove(daemon: &Daemon, request: Request, wanted: Wanted) -> 
 
 impl<'a> Exported<'a> {
     async fn open(daemon: &'a Daemon, request: &Request) -> Result<Self, Failure> {
-        let dir = tempfile::Builder::new()
-            .prefix("blxrep-boot-")
-            .tempdir()
-            .map_err(|e| cannot("make a directory", &e))?;
-        let (jobs, drives) = (Vec::new(), Vec::new());
-        let mut exported = Self { daemon, jobs, dir, drives, disk: String::new(), checkpoint: String::new() };
+        let (exports, drives) = (Exports::new(daemon)?, Vec::new());
+        let mut exported = Self { daemon, exports, drives, disk: String::new(), checkpoint: String::new() };
         let all = exported.export_all(request).await;
         if let Err(failure) = all {
-            exported.close().await;
+            exported.exports.close().await;
             return Err(failure);
         }
         Ok(exported)
@@ -134,32 +126,11 @@ impl<'a> Exported<'a> {
         checkpoint: &str,
         disk: Option<&str>,
     ) -> Result<(String, String), Failure> {
-        let socket = self.dir.path().join(format!("{}.sock", self.drives.len()));
-        let listener = UnixListener::bind(&socket).map_err(|e| cannot("make a socket", &e))?;
         let overlay = tempfile::tempfile_in(OVERLAYS).map_err(|e| cannot("make a temporary file", &e))?;
-        let target = socket.display().to_string();
-        let mut options = Options::from([
-            ("overlay", Fd::from(overlay.as_fd()).into()),
-            ("target", target.as_str().into()),
-        ]);
-        options.extend(disk.map(|disk| ("disk", disk.into())));
-        let manager = self.daemon.manager().await?;
-        let begun = manager.export(agent, checkpoint, Fd::from(listener.as_fd()), options).await;
-        let (job, shown) = begun.map_err(|e| Failure::of_call(&e, ACTION_RESTORE))?;
-        self.jobs.push(job);
-        let (disk, checkpoint) = (text(&shown, "disk"), text(&shown, "checkpoint"));
+        let Export { socket, disk, checkpoint, .. } =
+            self.exports.add(agent, checkpoint, disk, Some(overlay)).await?;
         self.drives.push(Drive { socket, device: String::new(), disk: disk.clone() });
         Ok((disk, checkpoint))
-    }
-
-    /// Ends the exports.
-    async fn close(self) {
-        for job in self.jobs {
-            if let Ok(job) = self.daemon.job(job.into()).await {
-                // One that is gone has ended.
-                let _ = job.cancel().await;
-            }
-        }
     }
 
     fn start(&self, request: &Request, serial: Serial) -> Result<Machine, Failure> {
@@ -252,10 +223,6 @@ impl Machine {
         }
         .map_err(|e| cannot("end the machine", &e))
     }
-}
-
-fn cannot(what: &str, error: &std::io::Error) -> Failure {
-    Failure::failed(format!("cannot {what}: {error}"))
 }
 
 fn broke(status: ExitStatus) -> Failure {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use blxrep_dbus::words::Role;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::help;
 
@@ -62,12 +62,15 @@ pub(crate) enum Command {
         which: Which,
         /// A new file, or a block device that is not in use
         target: PathBuf,
-        /// Only this partition of the disk, by its number; only on an agent
+        /// Only this partition of the disk, by its number
         #[arg(long, value_name = "NUMBER")]
         partition: Option<u32>,
-        /// The target once more, if what a device holds is to be overwritten; only on an agent
+        /// The target once more, if what a device holds is to be overwritten
         #[arg(long, value_name = "TARGET")]
         overwrite: Option<PathBuf>,
+        /// As what a file is made
+        #[arg(long, value_enum, default_value_t = Format::Raw)]
+        format: Format,
         #[command(flatten)]
         wait: Wait,
     },
@@ -161,6 +164,15 @@ pub(crate) enum Command {
         /// Where to
         dir: PathBuf,
     },
+}
+
+/// A format of images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// The disk's bytes, with holes for zeros
+    Raw,
+    /// QEMU's, made by qemu-img; only on the dispatcher
+    Qcow2,
 }
 
 /// An agent's disks.
@@ -309,6 +321,7 @@ mod tests {
             "blxctl",
             "blxctl restore latest",
             "blxctl restore web1 latest x.img",
+            "blxctl restore latest x.img --format vmdk",
             "blxctl status web1",
             "blxctl --role both status",
             "blxctl cancel seven",

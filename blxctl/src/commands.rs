@@ -15,7 +15,7 @@ use zbus::wire::{Fd, ObjectPath, OwnedObjectPath};
 
 use crate::boot;
 use crate::boot::console::Awaited;
-use crate::cli::{Cli, Command, Disks, Several, Shown, Start, Wait, Which};
+use crate::cli::{Cli, Command, Disks, Format, Several, Shown, Start, Wait, Which};
 use crate::connect::{self, Daemon, Objects};
 use crate::failure::{Exit, Failure, error_name};
 use crate::job::{self, Plan, Stop};
@@ -23,7 +23,7 @@ use crate::model::{Agent, Checkpoint, Disk, Job};
 use crate::output::show;
 use crate::status::Report;
 use crate::target::{self, Target};
-use crate::{render, serve, status, watch};
+use crate::{qcow2, render, serve, status, watch};
 
 /// Runs a command. The exit code is not 0 only where `status` says so.
 pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
@@ -40,7 +40,17 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Agents => agents(&daemon, json).await,
         Command::Disks { agent } => disks(&daemon, agent.as_deref(), json).await,
         Command::Show { disks, start, end } => checkpoints(&daemon, disks, [start, end], json).await,
-        Command::Restore { which, target, partition, overwrite, wait } => {
+        Command::Restore { which, target, partition, overwrite, format: Format::Qcow2, wait } => {
+            if partition.is_some() || overwrite.is_some() || wait.no_wait {
+                return Err(Failure::usage(
+                    "a qcow2 image is a new file with the whole disk: --format qcow2 goes with none of --partition, --overwrite and \
+                     --no-wait. Restore a partition as raw, and convert it with 'qemu-img convert -O qcow2'",
+                ));
+            }
+            let ended = qcow2::restore(&daemon, which, &target, json).await?;
+            finish(&ended, None, json)
+        }
+        Command::Restore { which, target, partition, overwrite, format: Format::Raw, wait } => {
             let mut options = disk_option(which.disk.clone());
             options.extend(partition.map(|number| ("partition", number.into())));
             if let Some(overwrite) = overwrite {
@@ -240,7 +250,7 @@ async fn begin_and_end(
 /// Names a job that is left running.
 fn began(job: zbus::Result<OwnedObjectPath>, action: &str, json: bool) -> Result<(), Failure> {
     let path = job.map_err(|e| Failure::of_call(&e, action))?;
-    let number: Option<u32> = path.rsplit('/').next().and_then(|number| number.parse().ok());
+    let number = job::number(&path);
     let number =
         number.ok_or_else(|| Failure::failed(format!("the daemon named a job {}", path.as_str())))?;
     show(

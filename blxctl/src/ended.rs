@@ -85,8 +85,13 @@ impl Ended {
         let blocks = number(&self.details, "unreadable_blocks");
         if self.is_done() && blocks > 0 {
             let sectors = text(&self.details, "unreadable_sectors");
+            let sectors = if sectors.is_empty() {
+                "'verify' names them".to_owned()
+            } else {
+                format!("sectors {sectors}")
+            };
             lines.push(format!(
-                "warning: {blocks} blocks could not be read on the agent's disk and are zeros here: sectors {sectors}"
+                "warning: {blocks} blocks could not be read on the agent's disk and are zeros here: {sectors}"
             ));
         }
         let note = text(&self.details, "note");
@@ -225,6 +230,8 @@ mod tests {
         assert_eq!(ended.failure(""), None);
         assert_eq!(ended.json()["unreadable_blocks"], 9);
         assert_eq!(ended.json()["unreadable_sectors"], "2048-2055, 4096");
+        ended.details.remove("unreadable_sectors");
+        assert_snapshot!(ended.warnings().join("\n"), @"warning: 9 blocks could not be read on the agent's disk and are zeros here: 'verify' names them");
     }
 
     #[test]

@@ -96,18 +96,23 @@ JSON:
 
 pub(crate) const RESTORE: &str = "\
 TARGET is opened with your own rights, and every block is verified. A new file is made under a hidden name and gets its own when \
-it is whole; nothing that exists is overwritten. A block device must not be in use. Ctrl-C cancels and waits until the daemon has \
+it is whole; nothing that exists is overwritten. A block device must not be in use; one that holds a file system, a partition \
+table, LVM, md or encryption is refused unless it is named twice, see --overwrite. Ctrl-C cancels and waits until the daemon has \
 cleaned up; a second one leaves.
 
 On an agent: --agent may name another one whose disks the dispatcher lets this one restore. Only what a device does not hold \
-already is sent, and a restore that was interrupted goes on when it is begun again. A device that holds a file system, a partition \
-table, LVM, md or encryption is refused unless it is named twice.
+already is sent, and a restore that was interrupted goes on when it is begun again.
+
+With --format qcow2 (only on the dispatcher, whole disks, new files) 'qemu-img', which must be in PATH, reads an export of the checkpoint \
+and writes the image, and then compares the two. The export checks every block it gives, by its hash; what is damaged elsewhere is not looked for.
 
 With --no-wait nobody would be left to give a new file its name: the daemon itself makes it, and must be able to write there.
 
 Examples:
   blxctl restore --agent web1 latest web1.img
   blxctl restore --agent web1 --disk sda 202611212034 /dev/sdb
+  blxctl restore --agent web1 --partition 2 latest root.img
+  blxctl restore --agent web1 --format qcow2 latest web1.qcow2
   blxctl restore latest /dev/sdb2 --partition 2 --overwrite /dev/sdb2
 
 Exit codes:
@@ -119,7 +124,8 @@ Exit codes:
 JSON:
   job, type, result  result: done, canceled or failed
   of what is done    checkpoint, disk, consistency, note, output, size_bytes,
-                     written_bytes, unreadable_blocks, unreadable_sectors
+                     written_bytes, unreadable_blocks, unreadable_sectors; of qcow2 neither
+                     written_bytes nor unreadable_sectors
   of a failure       error, message, damage";
 
 pub(crate) const VERIFY: &str = "\

@@ -44,6 +44,11 @@ impl Stop {
     }
 }
 
+/// The number of a job, from the path of its object.
+pub(crate) fn number(path: &OwnedObjectPath) -> Option<u32> {
+    path.rsplit('/').next().and_then(|number| number.parse().ok())
+}
+
 /// Which job, and how its end is shown and explained.
 pub(crate) struct Plan<'a> {
     pub(crate) job_type: JobType,

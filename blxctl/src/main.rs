@@ -6,6 +6,7 @@ mod cli;
 mod commands;
 mod connect;
 mod ended;
+mod exports;
 mod failure;
 #[path = "../../daemon/src/cli/generate.rs"]
 mod generate;
@@ -13,6 +14,7 @@ mod help;
 mod job;
 mod model;
 mod output;
+mod qcow2;
 mod render;
 mod serve;
 mod status;

@@ -249,9 +249,8 @@ impl Begun {
     }
 
     fn json(&self, uri: Option<&str>) -> Value {
-        let job: Option<u32> = self.job.rsplit('/').next().and_then(|number| number.parse().ok());
         let mut value = json!({
-            "job": job,
+            "job": job::number(&self.job),
             "agent": self.agent,
             "disk": text(&self.details, "disk"),
             "checkpoint": text(&self.details, "checkpoint"),

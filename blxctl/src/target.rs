@@ -92,6 +92,11 @@ impl Target {
         self.file.as_fd()
     }
 
+    /// The name it has while it is written.
+    pub(crate) fn written(&self) -> &Path {
+        self.temporary.as_deref().unwrap_or(&self.path)
+    }
+
     /// Gives a new file its name, durably, if nothing has that name meanwhile.
     pub(crate) fn finish(mut self) -> Result<(), Failure> {
         self.file.sync_all().map_err(|e| failure(&self.path, "sync it", &e))?;

@@ -15,7 +15,7 @@ use crate::store::layout::{Paths, id_in_name};
 use crate::wire::key::{hex, write_private};
 
 /// What the file begins with; the checksum of all that follows its line is behind it.
-const MAGIC: &str = "blxrep boot 1";
+pub(crate) const MAGIC: &str = "blxrep boot 1";
 /// The lines before the console's text are shorter.
 const HEAD_MAX_BYTES: usize = 512;
 const EXTENSION: &str = "boot";
@@ -42,7 +42,7 @@ impl BootTest {
         })
     }
 
-    fn encode(&self, owner: &Paths, id: CheckpointId) -> String {
+    pub(crate) fn encode(&self, owner: &Paths, id: CheckpointId) -> String {
         let Self { result, time_unix_ms, console } = self;
         let body = format!(
             "agent {}\ndisk {}\ncheckpoint {id}\nresult {result}\ntime_unix_ms {time_unix_ms}\n\n{console}",
@@ -52,7 +52,7 @@ impl BootTest {
     }
 
     /// `None` if this is not what [`Self::encode`] makes for this checkpoint.
-    fn decode(owner: &Paths, id: CheckpointId, text: &str) -> Option<Self> {
+    pub(crate) fn decode(owner: &Paths, id: CheckpointId, text: &str) -> Option<Self> {
         let (head, console) = text.split_once("\n\n")?;
         let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
         let (result, time_unix_ms) = (field("result ")?.parse().ok()?, field("time_unix_ms ")?.parse().ok()?);

@@ -12,126 +12,52 @@
 mod common {
     pub(crate) mod chain;
     pub(crate) mod lab;
+    pub(crate) mod store;
 }
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use common::chain::Chain;
-use common::lab::{BLXREP, Lab, Process, run, wait_for};
+use common::lab::{BLXREP, Lab, run, wait_for};
+use common::store::{AGENT, PART1, PART2, PART3, SIZE_MIB, Store, Umount, noise};
 
-const AGENT: &str = "web1";
-const SIZE_MIB: u64 = 48;
-const PART1: (usize, usize) = (1 << 20, 16 << 20);
-const PART2: (usize, usize) = (20 << 20, 20 << 20);
+/// The plainest of clients.
+struct Client<S>(S);
 
-/// A disk with two partitions, and three checkpoints of it: the first one's ext4 holds another file than the others'.
-struct Store {
-    lab: Lab,
-    data: String,
-    ids: Vec<String>,
-    disks: Vec<Vec<u8>>,
-}
-
-impl Store {
-    fn new(name: &str) -> Self {
-        let lab = Lab::new(name);
-        let data = lab.path("data");
-        let mut first = partitioned(&lab);
-        noise(&mut first[PART2.0..PART2.0 + (3 << 20)], 1);
-        put_ext4(&lab, &mut first, "one");
-        let mut second = first.clone();
-        put_ext4(&lab, &mut second, "two");
-        let mut third = second.clone();
-        noise(&mut third[PART2.0 + 4096..PART2.0 + (2 << 20) + 8192], 2);
-        third[PART2.0 + (2 << 20) + 8192..PART2.0 + (3 << 20)].fill(0);
-        let (agent, disk) = (AGENT.parse().unwrap(), "disk0".parse().unwrap());
-        let mib = |group: u64| first[(group << 20) as usize..][..1 << 20].to_vec();
-        let mut chain = Chain::new(Path::new(&data), &agent, &disk, SIZE_MIB << 20, mib);
-        chain.commit(changes(&first, &second));
-        chain.commit(changes(&second, &third));
-        let ids = chain.ids.iter().map(ToString::to_string).collect();
-        Self { lab, data, ids, disks: vec![first, second, third] }
+impl<S: Read + Write> Client<S> {
+    fn begin(mut stream: S) -> Self {
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting).unwrap();
+        assert!(greeting.starts_with(b"NBDMAGICIHAVEOPT"));
+        // The export without a name, and no zeros behind the answer.
+        stream.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\0").unwrap();
+        stream.read_exact(&mut [0; 10]).unwrap();
+        Self(stream)
     }
 
-    /// The arguments that name a checkpoint.
-    fn args<'a>(&'a self, verb: &'a str, id: &'a str) -> Vec<&'a str> {
-        vec!["dispatcher", verb, "--agent", AGENT, "--data-dir", &self.data, "--checkpoint", id]
-    }
-
-    /// A checkpoint that was restored the usual way.
-    fn restored(&self, n: usize) -> String {
-        let output = self.lab.path(&format!("restored-{n}.img"));
-        run(BLXREP, &[self.args("restore", &self.ids[n]), vec!["--output", &output]].concat());
-        assert!(fs::read(&output).unwrap() == self.disks[n], "restore of {n}");
-        output
-    }
-
-    fn start(&self, args: &[&str], says: &str) -> Process {
-        let log = PathBuf::from(self.lab.path(&format!("log-{}", std::process::id())));
-        let _ = fs::remove_file(&log);
-        let process = Process::start(args, &log, None);
-        wait_for(says, 20, || process.log().contains(says));
-        process
-    }
-
-    /// An export on a unix socket, and its URI.
-    fn export(&self, n: usize, more: &[&str]) -> (Process, String, PathBuf) {
-        let socket = self.lab.path("nbd.sock");
-        let args = [self.args("export", &self.ids[n]), vec!["--socket", &socket], more.to_vec()].concat();
-        (self.start(&args, "is exported"), format!("nbd+unix:///?socket={socket}"), socket.into())
-    }
-}
-
-fn noise(bytes: &mut [u8], seed: u64) {
-    let mut state = seed;
-    for byte in bytes {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        *byte = (state >> 33) as u8;
-    }
-}
-
-fn partitioned(lab: &Lab) -> Vec<u8> {
-    let path = lab.path("table.raw");
-    fs::File::create(&path).unwrap().set_len(SIZE_MIB << 20).unwrap();
-    let mut sfdisk = Command::new("sfdisk").args(["-q", &path]).stdin(Stdio::piped()).spawn().unwrap();
-    let script = "label: gpt\nstart=2048, size=32768\nstart=40960, size=40960\n";
-    sfdisk.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-    assert!(sfdisk.wait().unwrap().success());
-    fs::read(path).unwrap()
-}
-
-fn put_ext4(lab: &Lab, disk: &mut [u8], content: &str) {
-    let (files, part) = (lab.path("files"), lab.path("part.raw"));
-    fs::create_dir_all(&files).unwrap();
-    fs::write(Path::new(&files).join("which"), content).unwrap();
-    let _ = fs::remove_file(&part);
-    run("mkfs.ext4", &["-q", "-d", &files, &part, &format!("{}k", PART1.1 >> 10)]);
-    disk[PART1.0..PART1.0 + PART1.1].copy_from_slice(&fs::read(&part).unwrap());
-}
-
-/// The blocks that differ, each written by itself or with its neighbours.
-fn changes(before: &[u8], after: &[u8]) -> Vec<(u64, Vec<u8>)> {
-    let mut found: Vec<(u64, Vec<u8>)> = Vec::new();
-    for (block, (old, new)) in before.chunks(4096).zip(after.chunks(4096)).enumerate() {
-        let block = block as u64;
-        match found.last_mut() {
-            _ if old == new => {}
-            Some((first, bytes))
-                if *first + bytes.len() as u64 / 4096 == block
-                    && bytes.len() < 1 << 20
-                    && !block.is_multiple_of(256) =>
-            {
-                bytes.extend(new);
+    /// What is read, or the error's number.
+    fn read(&mut self, offset: u64, len: u32) -> Result<Vec<u8>, u32> {
+        let words =
+            [&0x2560_9513u32.to_be_bytes()[..], &[0; 4], &offset.to_le_bytes(), &offset.to_be_bytes()];
+        self.0.write_all(&[&words.concat()[..], &len.to_be_bytes()].concat()).unwrap();
+        let mut head = [0; 16];
+        self.0.read_exact(&mut head).unwrap();
+        assert_eq!((&head[..4], &head[8..]), (&0x6744_6698u32.to_be_bytes()[..], &offset.to_le_bytes()[..]));
+        match u32::from_be_bytes(head[4..8].try_into().unwrap()) {
+            0 => {
+                let mut data = vec![0; len as usize];
+                self.0.read_exact(&mut data).unwrap();
+                Ok(data)
             }
-            _ => found.push((block, new.to_vec())),
+            error => Err(error),
         }
     }
-    found
 }
 
 fn said(output: &Output) -> String {
@@ -192,10 +118,10 @@ fn a_mount_has_the_disk_and_its_partitions_which_can_be_mounted() {
             store.start(&[store.args("mount", &store.ids[n]), vec![&dir]].concat(), "is mounted");
         let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, ["disk.img", "part1.img", "part2.img"]);
+        assert_eq!(names, ["disk.img", "part1.img", "part2.img", "part3.img"]);
         let disk = &store.disks[n];
         assert!(fs::read(format!("{dir}/disk.img")).unwrap() == *disk);
-        for (name, (at, len)) in [("part1", PART1), ("part2", PART2)] {
+        for (name, (at, len)) in [("part1", PART1), ("part2", PART2), ("part3", PART3)] {
             assert!(fs::read(format!("{dir}/{name}.img")).unwrap() == disk[at..at + len], "{name} of {n}");
         }
         assert!(fs::File::options().write(true).open(format!("{dir}/disk.img")).is_err());
@@ -219,26 +145,10 @@ fn a_mount_has_the_disk_and_its_partitions_which_can_be_mounted() {
     }
 }
 
-/// Unmounts what a test that failed left.
-struct Umount<'a>(&'a str);
-
-impl Drop for Umount<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let _ = Command::new("umount").args(["--lazy", self.0]).status();
-        }
-    }
-}
-
 #[test]
 fn damage_is_an_input_output_error_and_the_log_names_the_file() {
     let store = Store::new("served-damage");
-    let img = fs::read_dir(Path::new(&store.data).join("snapshot/web1/disk0")).unwrap();
-    let img =
-        img.map(|e| e.unwrap().path()).find(|path| path.extension().is_some_and(|e| e == "img")).unwrap();
-    let mut bytes = fs::read(&img).unwrap();
-    bytes[PART2.0 + (10 << 20)] ^= 1;
-    fs::write(&img, bytes).unwrap();
+    let img = store.damage(PART2.0 + (10 << 20));
     let dir = store.lab.path("mnt");
     fs::create_dir_all(&dir).unwrap();
     let _umount = Umount(&dir);
@@ -247,8 +157,7 @@ fn damage_is_an_input_output_error_and_the_log_names_the_file() {
     let error = std::io::copy(&mut part, &mut std::io::sink()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
     assert!(fs::read(format!("{dir}/part1.img")).unwrap() == store.disks[2][PART1.0..PART1.0 + PART1.1]);
-    let name = img.file_name().unwrap().to_str().unwrap();
-    wait_for("the log to name the file", 10, || process.log().contains(name));
+    wait_for("the log to name the file", 10, || process.log().contains(&img));
     drop(part);
     process.signal("INT");
     assert_eq!(process.exit_code(20), 0);
@@ -290,7 +199,7 @@ fn clients_that_send_garbage_or_nothing_are_no_trouble_for_others() {
     ] {
         let mut stream = UnixStream::connect(&socket).unwrap();
         stream.write_all(garbage).unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
         let _ = stream.read_to_end(&mut Vec::new());
         assert_eq!(run("nbdinfo", &["--size", &uri]), (SIZE_MIB << 20).to_string());
     }
@@ -305,6 +214,105 @@ fn clients_that_send_garbage_or_nothing_are_no_trouble_for_others() {
         stream.set_read_timeout(Some(end - Instant::now())).unwrap();
         assert_eq!(stream.read_to_end(&mut Vec::new()).unwrap(), 18, "only the greeting");
     }
+    process.signal("TERM");
+    assert_eq!(process.exit_code(20), 0);
+}
+
+#[test]
+fn garbage_over_tcp_ends_its_own_connection_only() {
+    let store = Store::new("tcp");
+    let args = [store.args("export", "latest"), vec!["--tcp", "127.0.0.1:0"]].concat();
+    let mut process = store.start(&args, "until Ctrl-C");
+    let log = process.log();
+    let uri = log.split_whitespace().find(|word| word.starts_with("nbd://127.0.0.1:")).unwrap();
+    let connect = || {
+        let stream = TcpStream::connect(uri.strip_prefix("nbd://").unwrap()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream
+    };
+    let mut other = Client::begin(connect());
+    for begins in [false, true] {
+        for garbage in
+            [b"\x16\x03\x01\x02\0\x01\0\x01\xfc".repeat(100).as_slice(), &[0xff; 70_000], &[0; 27], b""]
+        {
+            let mut stream = if begins { Client::begin(connect()).0 } else { connect() };
+            // It may hang up in the middle.
+            let _ = stream.write_all(garbage).and_then(|()| stream.shutdown(Shutdown::Write));
+            let _ = stream.read_to_end(&mut Vec::new());
+            drop(stream);
+            assert!(other.read(PART1.0 as u64, 65536).unwrap() == store.disks[2][PART1.0..][..65536]);
+        }
+    }
+    assert!(other.read((SIZE_MIB << 20) - 1, 2).is_err() && other.read(u64::MAX, u32::MAX).is_err());
+    assert_eq!(run("nbdinfo", &["--size", uri]), (SIZE_MIB << 20).to_string());
+    process.signal("TERM");
+    assert_eq!(process.exit_code(20), 0);
+}
+
+/// Deltas: more than are kept open at once.
+const MANY: u64 = 80;
+
+#[test]
+fn an_export_whose_files_go_away_or_are_swapped_gives_errors_and_no_wrong_byte() {
+    let lab = Lab::new("gone");
+    let data = lab.path("data");
+    let mut disk = vec![0; 16 << 20];
+    noise(&mut disk[..4 << 20], 1);
+    let base = disk.clone();
+    let mib = |group: u64| base[(group << 20) as usize..][..1 << 20].to_vec();
+    let mut chain =
+        Chain::new(Path::new(&data), &AGENT.parse().unwrap(), &"disk0".parse().unwrap(), 16 << 20, mib);
+    for n in 0..MANY {
+        let block = &mut disk[(n as usize * 17) << 12..][..4096];
+        noise(block, n + 2);
+        chain.commit([(n * 17, block.to_vec())]);
+    }
+    let store = Store { lab, data, ids: chain.ids.iter().map(ToString::to_string).collect(), disks: vec![] };
+    let (mut process, uri, socket) = store.export(MANY as usize, &[]);
+    let mut client = Client::begin(UnixStream::connect(&socket).unwrap());
+    // Every block: how many are right, and how many are errors.
+    let mut look = || {
+        let (mut right, mut errors) = (0, 0);
+        for (block, is) in disk.chunks(4096).enumerate() {
+            match client.read(block as u64 * 4096, 4096) {
+                Ok(data) => {
+                    assert!(data == is, "block {block} is wrong");
+                    right += 1;
+                }
+                Err(error) => {
+                    assert_eq!(error, 5, "an input/output error");
+                    errors += 1;
+                }
+            }
+        }
+        (right, errors)
+    };
+    assert_eq!(look(), (4096, 0));
+    let dir = Path::new(&store.data).join("incremental").join(AGENT).join("disk0");
+    let mut files: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "bak"));
+    files.sort();
+    assert_eq!(files.len() as u64, MANY);
+    let kept: Vec<_> = files.iter().map(|path| fs::read(path).unwrap()).collect();
+    for name in ["incremental", "snapshot"] {
+        fs::remove_dir_all(Path::new(&store.data).join(name)).unwrap();
+    }
+    let (right, errors) = look();
+    assert!(right > 0 && errors > 0, "{right} right, {errors} errors");
+
+    // Another delta under each one's name.
+    fs::create_dir_all(&dir).unwrap();
+    for (path, bytes) in files.iter().zip(kept.iter().cycle().skip(1)) {
+        fs::write(path, bytes).unwrap();
+    }
+    let (right, errors) = look();
+    assert!(right > 0 && errors > 0, "{right} right, {errors} errors");
+    assert!(process.log().contains(".bak"), "the log names a file");
+    for (path, bytes) in files.iter().zip(&kept) {
+        fs::write(path, bytes).unwrap();
+    }
+    look();
+    assert_eq!(run("nbdinfo", &["--size", &uri]), (16 << 20).to_string());
     process.signal("TERM");
     assert_eq!(process.exit_code(20), 0);
 }

@@ -26,10 +26,10 @@ pub trait Manager {
     fn show(&self, agent: &str, options: Options<'_>) -> zbus::Result<Vec<Details>>;
 
     /// Brings a checkpoint (an id, YYYYMMDDHHMM or `latest`) back into `target`: a new file, or a block device that is
-    /// not in use. Options: `disk` (s), and `output` (h): an open empty file or block device to write to, `target` being
-    /// only its name then. On an agent `agent` may be another one, if the dispatcher lets this one restore its disks; and
-    /// there are `partition` (u): only this partition of the disk, and `overwrite` (s): `target` once more, without which a
-    /// device that holds a file system or the like is refused.
+    /// not in use. Options: `disk` (s), `partition` (u): only this partition of the disk, by its number, `output` (h): an open
+    /// empty file or block device to write to, `target` being only its name then, and `overwrite` (s): `target` once more, without
+    /// which a device that holds a file system or the like is refused. On an agent `agent` may be another one, if the dispatcher
+    /// lets this one restore its disks.
     #[zbus(allow_interactive_auth)]
     fn restore(
         &self,

@@ -12,7 +12,6 @@ use tokio::time::timeout;
 
 use super::fetch::{FetchError, FetchRequest, PATIENCE, fetch};
 use super::link::Dial;
-use super::occupied::check_device;
 use super::shared::{Shared, not_connected};
 use super::unfinished::Record;
 use crate::boot_test::BootTest;
@@ -24,7 +23,7 @@ use crate::checkpoint::Checkpoint;
 use crate::clock::unix_ms;
 use crate::dispatcher::scrub::ScrubStatus;
 use crate::ids::{AgentId, CheckpointId, DiskId};
-use crate::restore::{Output, ShowRow, VerifyRequest};
+use crate::restore::{Output, ShowRow, VerifyRequest, check_empty};
 use crate::status::{AgentStatus, DiskStatus};
 use crate::wire::message::{Answer, Question, clean_text};
 
@@ -150,8 +149,6 @@ impl Control for AgentControl {
             checkpoint: checkpoint.clone(),
             target: target.display().to_string(),
         };
-        // Also what a restore began to overwrite: behind a reboot its name may be another device's.
-        check_device(&target, overwrite.as_deref())?;
         let output = match output {
             Some(file) => Output::Open { file, name: target.clone() },
             None => {
@@ -159,6 +156,8 @@ impl Control for AgentControl {
                 Output::Path(target.clone())
             }
         };
+        // Also what a restore began to overwrite: behind a reboot its name may be another device's.
+        check_empty(&output, overwrite.as_deref())?;
         let (agent, disk) = (Some(agent), which.disk);
         let request = FetchRequest { agent, disk, checkpoint, partition, output, patience: PATIENCE };
         let (shared, dial, runtime) = (self.shared.clone(), self.dial.clone(), self.runtime.clone());

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
@@ -13,9 +14,9 @@ use nix::sys::utsname::uname;
 use nix::unistd::{SysconfVar, sysconf};
 use serde::{Deserialize, Serialize};
 
-use super::command::ask;
-pub use super::lsblk::BlockDevice;
-use super::lsblk::{COLUMNS, COLUMNS_OLD, complete, parse_lsblk, sane};
+use crate::command::ask;
+pub use crate::lsblk::BlockDevice;
+use crate::lsblk::{COLUMNS, COLUMNS_OLD, complete, parse_lsblk, sane};
 
 /// lsblk waits for udev and can meet a disk that does not answer.
 const LSBLK_TIMEOUT: Duration = Duration::from_secs(20);
@@ -155,8 +156,13 @@ fn prefix_len(mask: IpAddr) -> u32 {
 /// All block devices, by lsblk, completed by blkid.
 fn disks(problems: &mut Vec<String>) -> Vec<BlockDevice> {
     let list = |columns| {
-        let (status, out) =
-            ask("lsblk", &["--json", "--bytes", "--output", columns], LSBLK_TIMEOUT, LSBLK_MAX_BYTES)?;
+        let (status, out) = ask(
+            "lsblk",
+            &["--json", "--bytes", "--output", columns],
+            Stdio::null(),
+            LSBLK_TIMEOUT,
+            LSBLK_MAX_BYTES,
+        )?;
         // It ends with a failure of 32 or 64 where some devices could not be looked at: the others count.
         parse_lsblk(&out)
             .ok_or_else(|| std::io::Error::other(format!("lsblk ended with {status} and no list of disks")))
@@ -178,7 +184,7 @@ fn probe(devices: &mut [BlockDevice], until: Instant, problems: &mut Vec<String>
     for device in devices {
         if device.fs_type.is_none() && device.size_bytes > 0 && device.path.starts_with("/dev/") {
             let left = until.saturating_duration_since(Instant::now()).min(BLKID_TIMEOUT);
-            match ask("blkid", &["-p", "-o", "export", &device.path], left, BLKID_MAX_BYTES) {
+            match ask("blkid", &["-p", "-o", "export", &device.path], Stdio::null(), left, BLKID_MAX_BYTES) {
                 Ok((_, out)) => complete(device, &out),
                 Err(e) => problems.push(format!("{}: {e}", device.path)),
             }

@@ -1,7 +1,6 @@
 //! The role on a server whose disks are replicated: one thread a disk, and the connections to the dispatcher.
 
 pub mod action;
-mod command;
 pub mod control;
 pub mod disk;
 pub mod disk_id;
@@ -9,8 +8,6 @@ pub mod fetch;
 pub mod footprint;
 pub mod held;
 pub mod link;
-mod lsblk;
-pub mod occupied;
 pub mod open;
 pub mod pace;
 pub mod read;

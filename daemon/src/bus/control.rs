@@ -36,9 +36,9 @@ pub struct RestoreRequest {
     pub target: PathBuf,
     /// What the caller opened for it: an empty file or a block device.
     pub output: Option<File>,
-    /// Only this partition; only on an agent.
+    /// Only this partition, by its number.
     pub partition: Option<u32>,
-    /// The target once more, if what a device holds is to be overwritten; only on an agent.
+    /// The target once more, if what a device holds is to be overwritten.
     pub overwrite: Option<PathBuf>,
 }
 

@@ -3,8 +3,7 @@
 use anyhow::Context;
 use blxrep::agent::fetch::{FetchRequest, PATIENCE, fetch};
 use blxrep::agent::link::Dial;
-use blxrep::agent::occupied::check_device;
-use blxrep::restore::Output;
+use blxrep::restore::{Output, check_empty};
 use blxrep::wire::key::AgentKey;
 use blxrep::wire::tls::connector;
 
@@ -16,8 +15,8 @@ pub(crate) fn run(args: super::FetchArgs) -> anyhow::Result<()> {
     let super::FetchArgs { dispatcher_addr, key_file, agent, disk, checkpoint, partition, .. } = args;
     let key = AgentKey::load(&key_file)?;
     let dial = Dial { addr: dispatcher_addr, connector: connector(key.fingerprint)?, key };
-    check_device(&args.output, args.overwrite.as_deref())?;
     let output = Output::Path(args.output);
+    check_empty(&output, args.overwrite.as_deref())?;
     let request = FetchRequest { agent, disk, checkpoint, partition, output, patience: PATIENCE };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.context("the threads of the network")?;

@@ -58,7 +58,9 @@ const RESTORE_EXAMPLES: &str = "\
 Examples:
   blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint latest
   blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint 202611212034 --disk sda --output web1.img
-  blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint latest --output /dev/sdb";
+  blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint latest --output /dev/sdb \
+--overwrite /dev/sdb
+  blxrep dispatcher restore --agent web1 --data-dir /srv/blxrep --checkpoint latest --partition 2 --output root.img";
 
 const FETCH_HELP: &str = "\
 A device must not be in use. If it holds a file system, a partition table, LVM, md or encryption, it must be named twice: \
@@ -254,9 +256,15 @@ struct Restore {
     /// Which disk, its id or its device's name; needed if the agent has several
     #[arg(long)]
     disk: Option<String>,
+    /// Only this partition of the disk, by its number
+    #[arg(long, value_name = "NUMBER")]
+    partition: Option<u32>,
     /// A new file, or a block device that is not in use [default: AGENT-DISK-CHECKPOINT.img here]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// The output once more, if what a device holds is to be overwritten
+    #[arg(long, value_name = "FILE", requires = "output")]
+    overwrite: Option<PathBuf>,
 }
 
 #[derive(Args)]

@@ -9,7 +9,7 @@ use anyhow::Context;
 use blxrep::checkpoint::select::parse_minute;
 use blxrep::restore::{
     DiskReport, DiskSummary, Output, RestoreError, RestoreOptions, RestoreReport, ShowRow, Verification,
-    VerifyRequest, Wanted, restore as restore_checkpoint, show as show_rows,
+    VerifyRequest, Wanted, check_empty, restore as restore_checkpoint, show as show_rows,
 };
 use blxrep::store::Damage;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
@@ -202,12 +202,17 @@ fn verdict(out: &mut dyn Write, shown: &VerifyRow) -> std::io::Result<()> {
 
 /// Restores a checkpoint.
 pub(crate) fn restore(args: super::Restore) -> anyhow::Result<()> {
+    let output = args.output.map(Output::Path);
+    if let Some(output) = &output {
+        check_empty(output, args.overwrite.as_deref())?;
+    }
     let options = RestoreOptions {
         data_dir: args.data_dir,
         agent: args.agent,
         disk: args.disk,
         checkpoint: args.checkpoint,
-        output: args.output.map(Output::Path),
+        partition: args.partition,
+        output,
     };
     tell_restored(&with_progress(|progress| restore_checkpoint(options, progress))?);
     Ok(())

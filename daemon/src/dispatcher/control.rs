@@ -180,11 +180,6 @@ impl Control for DispatcherControl {
 
     fn restore(&self, request: RestoreRequest) -> Result<Planned, Problem> {
         let RestoreRequest { which, checkpoint, target, output, partition, overwrite } = request;
-        if partition.is_some() || overwrite.is_some() {
-            let text =
-                "partition and overwrite are for restores to an agent: run 'blxctl restore' on its host";
-            return Err(Problem::new(ProblemKind::WrongRole, text));
-        }
         let (agent, disk, id) = self.find(&which, &checkpoint)?;
         let name = target.display().to_string();
         let about = About { target: name, ..about(&agent, &disk, id) };
@@ -195,11 +190,13 @@ impl Control for DispatcherControl {
                 Output::Path(target)
             }
         };
+        restore::check_empty(&output, overwrite.as_deref())?;
         let options = RestoreOptions {
             data_dir: self.data_dir.clone(),
             agent: agent.clone(),
             disk: Some(disk.to_string()),
             checkpoint: id.to_string(),
+            partition,
             output: Some(output),
         };
         let work = move |progress: &Progress| {

@@ -13,6 +13,7 @@
 )]
 
 mod files;
+mod kept;
 mod repair;
 #[cfg(test)]
 mod tests;
@@ -31,13 +32,15 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     Target { name: "wire", check: wire::check, seeds: wire::seeds },
     Target { name: "bak", check: files::check_bak, seeds: files::bak_seeds },
     Target { name: "sum", check: files::check_sum, seeds: files::sum_seeds },
     Target { name: "cst", check: files::check_cst, seeds: files::cst_seeds },
     Target { name: "config", check: texts::check_config, seeds: texts::config_seeds },
     Target { name: "agents", check: texts::check_agents, seeds: texts::agents_seeds },
+    Target { name: "boot", check: kept::check_boot, seeds: kept::boot_seeds },
+    Target { name: "scrub", check: kept::check_scrub, seeds: kept::scrub_seeds },
 ];
 
 /// Runs the target of this name.

@@ -104,6 +104,16 @@ fn mutated_agents_files_keys_and_names_are_refused_or_mean_what_they_say() {
     try_mutations("agents");
 }
 
+#[test]
+fn mutated_boot_tests_are_refused_or_mean_what_they_say() {
+    try_mutations("boot");
+}
+
+#[test]
+fn mutated_scrub_records_are_refused_or_mean_what_they_say() {
+    try_mutations("scrub");
+}
+
 /// `tools/fuzz` begins with these.
 #[test]
 #[ignore = "writes the seeds of the fuzz targets below $BLXREP_FUZZ_SEEDS"]

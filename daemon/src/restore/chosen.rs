@@ -11,7 +11,6 @@ use crate::store::handle::Dir;
 use crate::store::layout::Paths;
 use crate::store::view::View;
 use crate::store::{Damage, StoreError};
-use crate::unreadable::{RANGES_MAX, sectors};
 
 /// A checkpoint there are files of, in the chain of its disk.
 pub(crate) struct Chosen {
@@ -112,16 +111,6 @@ impl Chosen {
     /// Damaged; Io.
     pub(crate) fn view(&self) -> Result<View, StoreError> {
         view(&self.dir, &self.owner, &self.chain, self.members().len())
-    }
-
-    /// The sectors of the checkpoint that could not be read, as [`sectors`] names them.
-    ///
-    /// # Errors
-    /// Damaged; Io.
-    pub(crate) fn unreadable_sectors(&self) -> Result<String, StoreError> {
-        let marked = self.checkpoint().filter(|checkpoint| checkpoint.unreadable_blocks > 0);
-        let Some(Checkpoint { geometry, .. }) = marked else { return Ok(String::new()) };
-        Ok(sectors(&self.view()?.unreadable()?, *geometry, RANGES_MAX))
     }
 }
 

@@ -8,6 +8,7 @@ pub mod verify;
 
 pub(crate) use chosen::Chosen;
 pub use chosen::{Opened, open};
+pub use occupied::check_empty;
 pub use output::{RestoreOptions, RestoreReport, restore};
 pub(crate) use part::Part;
 pub use several::{DiskReport, DiskSummary, Verification, Verified, VerifyRequest, Wanted};
@@ -21,6 +22,7 @@ pub(crate) mod damage_tests;
 mod find;
 #[cfg(test)]
 mod job_tests;
+mod occupied;
 mod output;
 mod part;
 mod several;

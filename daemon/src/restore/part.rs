@@ -1,4 +1,4 @@
-//! What of a stored disk is brought back to an agent: all of it, or one of its partitions, in blocks and groups of its own.
+//! What of a stored disk is brought back: all of it, or one of its partitions, in blocks and groups of its own.
 //!
 //! What must never happen here: bytes given out that were not checked against the store's hashes.
 
@@ -31,11 +31,11 @@ impl Part {
     ///
     /// # Errors
     /// Usage if there is no such partition or it does not begin at a block; Damaged; Io.
-    pub(crate) fn new(mut view: View, partition: Option<u32>) -> Result<Self, RestoreError> {
+    pub(crate) fn new(view: View, partition: Option<u32>) -> Result<Self, RestoreError> {
         let disk = view.geometry();
         let Some(number) = partition else { return Ok(Self { view, first_block: 0, geometry: disk }) };
         let usage = |text: String| Err(RestoreError::Usage(text));
-        let found = match partitions(|offset, into| read(&mut view, offset, into), disk.size_bytes()) {
+        let found = match partitions(|offset, into| read(&view, offset, into), disk.size_bytes()) {
             Ok(found) => found,
             Err(PartitionsError::Read(error)) => return Err(error.into()),
             Err(error @ PartitionsError::Damaged) => return usage(error.to_string()),
@@ -60,6 +60,11 @@ impl Part {
     /// Size and block size.
     pub(crate) fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    /// Whether any of a group's blocks may be in a delta rather than in the base image.
+    pub(super) fn is_overlaid(&self, group: u64) -> bool {
+        self.pieces(group).iter().any(|piece| self.view.is_overlaid(piece.group))
     }
 
     /// Where a group's blocks are found.
@@ -87,7 +92,7 @@ impl Part {
     ///
     /// # Errors
     /// Damaged; Io.
-    pub(crate) fn hashes(&mut self, group: u64) -> Result<Vec<BlockHash>, StoreError> {
+    pub(crate) fn hashes(&self, group: u64) -> Result<Vec<BlockHash>, StoreError> {
         if self.is_cut(group) {
             let count = self.geometry.group_extent(group).1 as usize;
             return Ok(self.read(group)?.map_or(vec![BlockHash::ZERO; count], |found| found.hashes));
@@ -103,7 +108,7 @@ impl Part {
     ///
     /// # Errors
     /// Damaged; Io.
-    pub(crate) fn read(&mut self, group: u64) -> Result<Option<Checked>, StoreError> {
+    pub(crate) fn read(&self, group: u64) -> Result<Option<Checked>, StoreError> {
         if self.geometry == self.view.geometry() {
             return self.view.read_group(group);
         }
@@ -138,7 +143,7 @@ impl Part {
     ///
     /// # Errors
     /// Damaged; Io.
-    pub(crate) fn unreadable(&mut self) -> Result<BlockSet, StoreError> {
+    pub(crate) fn unreadable(&self) -> Result<BlockSet, StoreError> {
         let mut found = BlockSet::new();
         for group in 0..self.geometry.groups() {
             insert_unreadable(self.geometry.group_extent(group).0, &self.hashes(group)?, &mut found);
@@ -148,7 +153,7 @@ impl Part {
 }
 
 /// Fills `into` from this byte of the disk on.
-fn read(view: &mut View, offset: u64, into: &mut [u8]) -> Result<(), StoreError> {
+fn read(view: &View, offset: u64, into: &mut [u8]) -> Result<(), StoreError> {
     let geometry = view.geometry();
     let (mut at, mut rest) = (offset, into);
     while !rest.is_empty() {
@@ -191,7 +196,7 @@ mod tests {
             let rest = disk.size_bytes() - first_block * block;
             for size_bytes in [512, block, block + 512, rest / 2 / 512 * 512, rest] {
                 let geometry = Geometry::new(size_bytes, disk.block_shift()).unwrap();
-                let mut part = Part { view: chosen.view().unwrap(), first_block, geometry };
+                let part = Part { view: chosen.view().unwrap(), first_block, geometry };
                 let mut all = Vec::new();
                 for group in 0..geometry.groups() {
                     let (first, count) = geometry.group_extent(group);

@@ -71,6 +71,14 @@ pub(crate) struct Target {
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 impl Output {
+    /// What the person named.
+    pub(super) fn name(&self) -> &Path {
+        match self {
+            Self::Path(path) => path,
+            Self::Open { name, .. } => name,
+        }
+    }
+
     /// Takes the output for an image of this size; nothing is written yet.
     ///
     /// # Errors

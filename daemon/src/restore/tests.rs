@@ -50,6 +50,7 @@ pub(super) fn options(dir: &Path, checkpoint: &str) -> RestoreOptions {
         agent: owner().agent,
         disk: None,
         checkpoint: checkpoint.to_owned(),
+        partition: None,
         output: Some(Output::Path(dir.join("out.img"))),
     }
 }

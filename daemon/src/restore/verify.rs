@@ -172,7 +172,7 @@ pub fn view(dir: &Dir, owner: &Paths, chain: &Chain, count: usize) -> Result<Vie
     let mut geometry = base.checkpoint.geometry;
     for member in members {
         let before = std::mem::replace(&mut geometry, member.checkpoint.geometry);
-        let layer = layers.push(member.checkpoint.id, geometry);
+        let layer = layers.push(member.link, geometry);
         let pieces = bak::read_index(&layers.file(dir, owner, layer)?.0, &member.header, layer)?;
         map.lay(layer, &pieces, before.blocks(), geometry.blocks());
     }

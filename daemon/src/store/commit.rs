@@ -127,9 +127,10 @@ impl DiskStore {
         } else {
             dir.rename(&owner.next_bak(), &owner.bak(id))?;
             dir.sync_names(&owner.bak(id))?;
-            self.newest = Some(Link { id, seal: hash });
+            let link = Link { id, seal: hash };
+            self.newest = Some(link);
             let blocks_before = self.newest().map_or(0, |newest| newest.geometry.blocks());
-            let layer = self.layers.push(id, closing.geometry);
+            let layer = self.layers.push(link, closing.geometry);
             self.head.lay(layer, map, blocks_before, closing.geometry.blocks());
             self.resized = None;
         }

@@ -1,23 +1,24 @@
 //! The committed deltas of a chain, opened when they are needed.
+//!
+//! What must never happen here: another file taken for one of them because it has its name.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use super::block_map::Piece;
 use super::handle::{Dir, Handle};
-use super::layout::Paths;
+use super::layout::{Link, Paths};
 use super::recent::Recent;
 use super::{StoreError, bak};
 use crate::geometry::Geometry;
 use crate::hash::BlockHash;
-use crate::ids::CheckpointId;
 
 /// Deltas kept open at the same time.
 const OPEN_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
 /// Committed deltas, oldest first.
 pub struct Layers {
-    layers: Vec<(CheckpointId, Geometry)>,
+    layers: Vec<(Link, Geometry)>,
     open: Recent<u32, Handle>,
 }
 
@@ -29,19 +30,19 @@ impl Default for Layers {
 
 impl Layers {
     /// Adds the next delta of the chain; returns its layer number.
-    pub fn push(&mut self, id: CheckpointId, geometry: Geometry) -> u32 {
-        self.layers.push((id, geometry));
+    pub fn push(&mut self, link: Link, geometry: Geometry) -> u32 {
+        self.layers.push((link, geometry));
         (self.layers.len() - 1) as u32
     }
 
     /// The file of a layer, and the size its disk had.
     ///
     /// # Errors
-    /// Damaged if it is missing; Io.
+    /// Damaged if it is missing, or does not have the chain's seal; Io.
     pub fn file(&self, dir: &Dir, owner: &Paths, layer: u32) -> Result<(Arc<Handle>, Geometry), StoreError> {
         let missing = || StoreError::Refused(format!("there is no layer {layer}"));
-        let (id, geometry) = self.layers.get(layer as usize).ok_or_else(missing)?;
-        Ok((self.open.get(layer, || dir.open(&owner.bak(*id), false))?, *geometry))
+        let (link, geometry) = self.layers.get(layer as usize).ok_or_else(missing)?;
+        Ok((self.open.get(layer, || open(dir, owner, link))?, *geometry))
     }
 
     /// Lays the hashes of one piece over those of the blocks from `first` on.
@@ -64,6 +65,13 @@ impl Layers {
         slots.take(piece.extent.count as usize).for_each(|slot| *slot = BlockHash::ZERO);
         Ok(())
     }
+}
+
+/// Opens a delta, which may have been replaced since it was open before. All its own hashes would fit then.
+fn open(dir: &Dir, owner: &Paths, link: &Link) -> Result<Handle, StoreError> {
+    let file = dir.open(&owner.bak(link.id), false)?;
+    let (_, seal) = bak::read_closing(&file)?;
+    if seal == link.seal { Ok(file) } else { Err(file.damaged("another file has taken its place")) }
 }
 
 /// Lays the hashes of one piece over those of the blocks from `first` on.

@@ -51,7 +51,7 @@ pub(super) fn open(dir: Dir, owner: Paths) -> Result<DiskStore, StoreError> {
     }
     for (member, before) in members.zip(&found.members) {
         let geometry = member.checkpoint.geometry;
-        let layer = store.layers.push(member.checkpoint.id, geometry);
+        let layer = store.layers.push(member.link, geometry);
         let (file, _) = store.layers.file(&store.dir, &store.owner, layer)?;
         let map = bak::read_index(&file, &member.header, layer)?;
         store.head.lay(layer, &map, before.checkpoint.geometry.blocks(), geometry.blocks());

@@ -125,8 +125,16 @@ fn onto_a_device(pair: &Pair) {
         format!("busctl call {MANAGER} Restore 'sssa{{sv}}' web1 {id} {} 1 disk s {disk} 2>&1", spare.path);
     let refused = dispatcher.run(&format!("{call} || true"));
     assert!(refused.contains("blxctl restore"), "{refused}");
-    dispatcher.run(&format!("blxctl restore --agent web1 --disk {disk} {id} {}", spare.path));
-    run("cmp", &[&spare.path, pair.shared.join(format!("{disk}-{id}")).to_str().unwrap()]);
+    let restore = format!("blxctl restore --agent web1 --disk {disk} {id} {}", spare.path);
+    dispatcher.run(&restore);
+    let photo = pair.shared.join(format!("{disk}-{id}"));
+    run("cmp", &[&spare.path, photo.to_str().unwrap()]);
+    // What it holds now is seen from within the sandbox as well.
+    let again = dispatcher.try_run(&restore);
+    let said = String::from_utf8_lossy(&again.stderr);
+    assert!(again.status.code() == Some(2) && said.contains("holds "), "{said}");
+    dispatcher.run(&format!("{restore} --overwrite {}", spare.path));
+    run("cmp", &[&spare.path, photo.to_str().unwrap()]);
     let store = format!(
         "busctl call {MANAGER} Restore 'sssa{{sv}}' web1 {id} /var/lib/blxrep-dispatcher/paused 1 disk s {disk} 2>&1"
     );

@@ -99,7 +99,7 @@ impl Answering {
         if let Some(end) = self.end.take() {
             let _ = begun.try_send(job(about, self.progress.clone(), end));
         }
-        let mut part = Part::new(chosen.view().map_err(RestoreError::from)?, wanted.partition)?;
+        let part = Part::new(chosen.view().map_err(RestoreError::from)?, wanted.partition)?;
         let verify_bytes =
             if wanted.resumes { 0 } else { chosen.verify_bytes().map_err(RestoreError::from)? };
         let marked = checkpoint.unreadable_blocks > 0;
@@ -111,11 +111,11 @@ impl Answering {
             if marked { part.unreadable().map_err(RestoreError::from)? } else { BlockSet::new() };
         let unreadable = unreadable.extents(u64::MAX).take(UNREADABLE_MAX_EXTENTS).collect();
         self.send(&RestoreDown::Verified { unreadable })?;
-        self.answer(&mut part)
+        self.answer(&part)
     }
 
     /// Answers until the agent has everything.
-    fn answer(&mut self, part: &mut Part) -> Result<(), Refusal> {
+    fn answer(&mut self, part: &Part) -> Result<(), Refusal> {
         let groups = part.geometry().groups();
         let odd = || Refusal::new(ProblemKind::InvalidArgument, "this was asked for out of turn");
         while let Some(message) = self.asked.blocking_recv() {
@@ -148,7 +148,7 @@ impl Answering {
     }
 
     /// Sends the blocks of a group whose hashes are not those of `holds`.
-    fn send_differing(&self, part: &mut Part, group: u64, holds: &[BlockHash]) -> Result<(), RestoreError> {
+    fn send_differing(&self, part: &Part, group: u64, holds: &[BlockHash]) -> Result<(), RestoreError> {
         let (first, _) = part.geometry().group_extent(group);
         let wanted = contents(part, group)?;
         let differs = (0..).zip(&wanted).filter(|(at, hash)| holds.get(*at as usize) != Some(hash));
@@ -206,7 +206,7 @@ impl Answering {
 }
 
 /// What a group's blocks are to hash as on the target.
-fn contents(part: &mut Part, group: u64) -> Result<Vec<BlockHash>, RestoreError> {
+fn contents(part: &Part, group: u64) -> Result<Vec<BlockHash>, RestoreError> {
     Ok(part.hashes(group)?.into_iter().map(BlockHash::content).collect())
 }
 

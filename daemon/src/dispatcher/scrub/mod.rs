@@ -5,7 +5,7 @@
 //! for it. What must never happen here: a file changed; a file called damaged that is only not there any more.
 
 mod pass;
-mod record;
+pub(crate) mod record;
 mod schedule;
 #[cfg(test)]
 mod tests;

@@ -16,11 +16,11 @@ const LINES_MAX: usize = 32;
 /// Everything that is kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Record {
+pub(crate) struct Record {
     /// The pass under way.
-    pub(super) pass: Option<Pass>,
+    pub(crate) pass: Option<Pass>,
     /// The last one that came to its end.
-    pub(super) last: Option<LastPass>,
+    pub(crate) last: Option<LastPass>,
     /// What is damaged, in the order of agents, disks and checkpoints.
     damage: Vec<Damaged>,
 }
@@ -28,25 +28,25 @@ pub(super) struct Record {
 /// A pass under way.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Pass {
+pub(crate) struct Pass {
     /// How far it is.
-    pub(super) course: Course,
+    pub(crate) course: Course,
     /// What is checked next; `None` at the beginning.
-    pub(super) at: Option<Position>,
+    pub(crate) at: Option<Position>,
 }
 
 /// A checkpoint whose own files are being checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Position {
+pub(crate) struct Position {
     /// Whose.
-    pub(super) agent: AgentId,
+    pub(crate) agent: AgentId,
     /// Of which disk.
-    pub(super) disk: DiskId,
+    pub(crate) disk: DiskId,
     /// Which.
-    pub(super) checkpoint: CheckpointId,
+    pub(crate) checkpoint: CheckpointId,
     /// Groups of a base image that were checked.
-    pub(super) groups: u64,
+    pub(crate) groups: u64,
     /// What was found damaged of it in this pass.
     found: Vec<String>,
 }
@@ -85,19 +85,19 @@ impl Position {
 
 impl Pass {
     /// Whether this pass has not come to a disk's end yet. Disks are checked in the order of their agents and ids.
-    pub(super) fn has_before_it(&self, owner: &Paths) -> bool {
+    pub(crate) fn has_before_it(&self, owner: &Paths) -> bool {
         self.at.as_ref().is_none_or(|at| (&owner.agent, &owner.disk) >= (&at.agent, &at.disk))
     }
 
     /// Whether this pass has not come to the end of a checkpoint of such a disk yet.
-    pub(super) fn has_checkpoint_before_it(&self, owner: &Paths, id: CheckpointId) -> bool {
+    pub(crate) fn has_checkpoint_before_it(&self, owner: &Paths, id: CheckpointId) -> bool {
         self.at.as_ref().filter(|at| at.is_of(owner)).is_none_or(|at| id >= at.checkpoint)
     }
 }
 
 impl Record {
     /// Comes to a checkpoint; gives how many groups of it were checked before a restart.
-    pub(super) fn enter(&mut self, owner: &Paths, id: CheckpointId) -> u64 {
+    pub(crate) fn enter(&mut self, owner: &Paths, id: CheckpointId) -> u64 {
         let Some(pass) = &mut self.pass else { return 0 };
         if let Some(at) = pass.at.as_ref().filter(|at| at.is_of(owner) && at.checkpoint == id) {
             return at.groups;
@@ -108,7 +108,7 @@ impl Record {
     }
 
     /// Notes damage of the checkpoint being checked; gives what is news. What was known before stays known.
-    pub(super) fn found(&mut self, lines: Vec<String>) -> Vec<String> {
+    pub(crate) fn found(&mut self, lines: Vec<String>) -> Vec<String> {
         let Some(at) = self.pass.as_mut().and_then(|pass| pass.at.as_mut()) else { return Vec::new() };
         for line in lines {
             if at.found.len() < LINES_MAX && !at.found.contains(&line) {
@@ -127,7 +127,7 @@ impl Record {
 
     /// The files of the checkpoint being checked were all looked at: what was not found again is put right. Gives whether
     /// that makes it sound.
-    pub(super) fn leave(&mut self) -> bool {
+    pub(crate) fn leave(&mut self) -> bool {
         let Some(at) = self.pass.as_mut().and_then(|pass| pass.at.as_mut()) else { return false };
         let (owner, id) = (Paths::new(at.agent.clone(), at.disk.clone()), at.checkpoint);
         let found = std::mem::take(&mut at.found);
@@ -136,7 +136,7 @@ impl Record {
 
     /// Somebody looked at all of a checkpoint's own files, and this is what is damaged of them. Gives what is news, and
     /// whether it was damaged and is sound.
-    pub(super) fn look(
+    pub(crate) fn look(
         &mut self,
         owner: &Paths,
         id: CheckpointId,
@@ -172,12 +172,12 @@ impl Record {
     }
 
     /// Forgets damage of checkpoints that a disk has no more.
-    pub(super) fn keep(&mut self, owner: &Paths, ids: &BTreeSet<CheckpointId>) {
+    pub(crate) fn keep(&mut self, owner: &Paths, ids: &BTreeSet<CheckpointId>) {
         self.damage.retain(|of| !of.is_of(owner) || ids.contains(&of.checkpoint));
     }
 
     /// Ends the pass, which has seen these disks; damage of others is forgotten with them.
-    pub(super) fn end_pass(&mut self, disks: &[Paths], now_unix_ms: u64) {
+    pub(crate) fn end_pass(&mut self, disks: &[Paths], now_unix_ms: u64) {
         self.damage.retain(|of| disks.iter().any(|owner| of.is_of(owner)));
         if let Some(pass) = self.pass.take() {
             let began_unix_ms = pass.course.began_unix_ms;
@@ -186,7 +186,7 @@ impl Record {
     }
 
     /// All that is known to be damaged, by disk.
-    pub(super) fn damage(&self) -> impl Iterator<Item = (&AgentId, &DiskId, &[String])> {
+    pub(crate) fn damage(&self) -> impl Iterator<Item = (&AgentId, &DiskId, &[String])> {
         self.damage.iter().map(|of| (&of.agent, &of.disk, &*of.lines))
     }
 }

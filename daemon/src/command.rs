@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Standard output of a program that ends within `timeout` and writes at most `max_bytes`, and how it ended.
+/// Standard output of a program that is given `stdin`, ends within `timeout` and writes at most `max_bytes`, and how it ended.
 ///
 /// # Errors
 /// When it cannot be started, takes too long or writes too much; then it is killed.
-pub(super) fn ask(
+pub(crate) fn ask(
     program: &str,
     args: &[&str],
+    stdin: Stdio,
     timeout: Duration,
     max_bytes: usize,
 ) -> io::Result<(ExitStatus, Vec<u8>)> {
@@ -23,7 +24,7 @@ pub(super) fn ask(
     let mut child = Command::new(program)
         .args(args)
         .env("LC_ALL", "C")
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -85,7 +86,7 @@ mod tests {
 
     #[test]
     fn what_it_says_and_how_it_ended_is_known() {
-        let (status, out) = ask("sh", &["-c", "echo a; exit 3"], LONG, 10).unwrap();
+        let (status, out) = ask("sh", &["-c", "echo a; exit 3"], Stdio::null(), LONG, 10).unwrap();
         assert_eq!((status.code(), out.as_slice()), (Some(3), &b"a\n"[..]));
     }
 
@@ -94,12 +95,18 @@ mod tests {
         let begin = Instant::now();
         for script in ["exec sleep 1000", "exec sleep 1000 >&-", "exec yes"] {
             assert!(
-                ask("sh", &["-c", script], Duration::from_millis(200), 100_000_000_000).is_err(),
+                ask("sh", &["-c", script], Stdio::null(), Duration::from_millis(200), 100_000_000_000)
+                    .is_err(),
                 "{script}"
             );
         }
-        assert!(ask("yes", &[], LONG, 10_000).unwrap_err().to_string().contains("too much"));
-        assert!(ask("no-such-program", &[], LONG, 10).unwrap_err().to_string().contains("no-such-program"));
+        assert!(ask("yes", &[], Stdio::null(), LONG, 10_000).unwrap_err().to_string().contains("too much"));
+        assert!(
+            ask("no-such-program", &[], Stdio::null(), LONG, 10)
+                .unwrap_err()
+                .to_string()
+                .contains("no-such-program")
+        );
         assert!(begin.elapsed() < Duration::from_secs(20));
     }
 }

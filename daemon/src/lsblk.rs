@@ -11,10 +11,10 @@ const MOUNT_POINTS_MAX: usize = 64;
 const TEXT_MAX_CHARS: usize = 256;
 
 /// The columns to ask lsblk for. Before util-linux 2.37 there is no MOUNTPOINTS.
-pub(super) const COLUMNS: &str =
+pub(crate) const COLUMNS: &str =
     "NAME,PATH,TYPE,SIZE,MODEL,SERIAL,WWN,ROTA,RO,PTTYPE,PTUUID,FSTYPE,UUID,LABEL,MOUNTPOINTS";
 /// The columns for an older lsblk.
-pub(super) const COLUMNS_OLD: &str =
+pub(crate) const COLUMNS_OLD: &str =
     "NAME,PATH,TYPE,SIZE,MODEL,SERIAL,WWN,ROTA,RO,PTTYPE,PTUUID,FSTYPE,UUID,LABEL,MOUNTPOINT";
 
 /// A block device with what lies on it.
@@ -55,14 +55,14 @@ pub struct BlockDevice {
 }
 
 /// Text that is cut to a sane length and free of control characters; `None` if nothing is left.
-pub(super) fn sane(text: &str) -> Option<String> {
+pub(crate) fn sane(text: &str) -> Option<String> {
     let text: String = text.chars().filter(|c| !c.is_control()).take(TEXT_MAX_CHARS).collect();
     let text = text.trim();
     (!text.is_empty()).then(|| text.to_owned())
 }
 
 /// The devices in lsblk's answer; `None` if it is not one.
-pub(super) fn parse_lsblk(json: &[u8]) -> Option<Vec<BlockDevice>> {
+pub(crate) fn parse_lsblk(json: &[u8]) -> Option<Vec<BlockDevice>> {
     let answer: Value = serde_json::from_slice(json).ok()?;
     let mut left = DEVICES_MAX;
     Some(devices(answer.get("blockdevices")?, &mut left))
@@ -112,7 +112,7 @@ fn device(value: &Value) -> BlockDevice {
 }
 
 /// Fills in what lsblk did not know (it asks udev, which not every machine has) from `blkid -p -o export`.
-pub(super) fn complete(device: &mut BlockDevice, blkid: &[u8]) {
+pub(crate) fn complete(device: &mut BlockDevice, blkid: &[u8]) {
     let text = String::from_utf8_lossy(blkid);
     for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
         let field = match key {
