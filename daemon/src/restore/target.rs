@@ -86,7 +86,8 @@ impl Output {
     pub(crate) fn open(self, size_bytes: u64) -> Result<Target, RestoreError> {
         match self {
             Self::Open { file, name } => Target::given(file, name, size_bytes),
-            Self::Path(path) => match path.metadata() {
+            // A link to nowhere is not found, but has the name.
+            Self::Path(path) => match path.metadata().or_else(|e| path.symlink_metadata().map_err(|_| e)) {
                 Ok(meta) if meta.file_type().is_block_device() => Target::device(path, size_bytes),
                 Ok(_) => Err(RestoreError::Usage(format!(
                     "{} is there already and is not overwritten: name another --output or remove it",
@@ -137,7 +138,7 @@ impl Target {
         let unique =
             format!(".{name}.{}-{}.part", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let temporary = path.with_file_name(unique);
-        let open = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary);
+        let open = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary);
         let file = open.map_err(|e| RestoreError::output(&path, "create it", e))?;
         Self::new(file, path, Kind::New(temporary)).make_long(size_bytes)
     }
