@@ -3,6 +3,7 @@
 //!
 //! What must never happen here: a block returned that was not checked against its hash.
 
+use std::borrow::Cow;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use super::{StoreError, sum};
 use crate::bitmap::{BlockSet, Extent};
 use crate::checkpoint::Checkpoint;
 use crate::geometry::{GROUP_SHIFT, Geometry};
-use crate::hash::{BlockHash, insert_unreadable};
+use crate::hash::{BlockHash, insert_unreadable, unsound};
 
 /// Groups of the base whose hashes are kept: at most 32 KiB each, 4 KiB with the usual blocks.
 const HASHES_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -182,15 +183,13 @@ impl View {
             return Ok(None);
         }
         let data = self.assemble(extent, &pieces)?;
-        let block_bytes = self.geometry.block_bytes();
-        for ((block, hash), n) in data.chunks(block_bytes).zip(&hashes).zip(extent.first..) {
-            if !hash.is_sound(block, block_bytes) {
-                let what = format!("block {n} does not have its hash");
-                return Err(match pieces.iter().find(|p| (p.extent.first..p.extent.end()).contains(&n)) {
-                    Some(piece) => self.layers.file(&self.dir, &self.owner, piece.layer)?.0.damaged(what),
-                    None => self.img.damaged(what),
-                });
-            }
+        let bad = unsound(&data, &hashes, self.geometry.block_bytes()).next();
+        if let Some(n) = bad.map(|at| extent.first + at) {
+            let what = format!("block {n} does not have its hash");
+            return Err(match pieces.iter().find(|p| (p.extent.first..p.extent.end()).contains(&n)) {
+                Some(piece) => self.layers.file(&self.dir, &self.owner, piece.layer)?.0.damaged(what),
+                None => self.img.damaged(what),
+            });
         }
         Ok((!zeros).then_some(Checked { data, hashes }))
     }
@@ -220,8 +219,9 @@ impl View {
         piece: &Piece,
     ) -> Result<Arc<Option<Vec<u8>>>, StoreError> {
         self.runs.get((piece.layer, piece.record), || {
-            let unpacked = bak::read_run(file, geometry, piece.record)?.unpack(geometry);
-            unpacked.map_err(|e| file.damaged(e.to_string()))
+            let run = bak::read_run(file, geometry, piece.record)?;
+            let unpacked = run.unpack(geometry).map_err(|e| file.damaged(e.to_string()))?;
+            Ok::<_, StoreError>(unpacked.map(Cow::into_owned))
         })
     }
 
