@@ -89,7 +89,11 @@ pub fn hash_blocks(data: &[u8], block_bytes: usize) -> Vec<BlockHash> {
 }
 
 /// Which of consecutive blocks, counted from 0, lack or are not what is to be kept and restored under their hash.
-pub fn unsound(data: &[u8], hashes: &[BlockHash], block_bytes: usize) -> impl Iterator<Item = u64> {
+pub fn unsound<'a>(
+    data: &[u8],
+    hashes: &'a [BlockHash],
+    block_bytes: usize,
+) -> impl Iterator<Item = u64> + use<'a> {
     let found = hash_blocks(data, block_bytes);
     (0..)
         .zip(hashes)

@@ -14,6 +14,7 @@ use super::layout::{Header, Kind, Paths, SealHash};
 use super::sum;
 use crate::bitmap::Extent;
 use crate::geometry::Geometry;
+use crate::hash::unsound;
 use crate::ids::CheckpointId;
 
 struct Fold<'a> {
