@@ -19,8 +19,8 @@ use crate::checkpoint::Checkpoint;
 use crate::geometry::{GROUP_SHIFT, Geometry};
 use crate::hash::{BlockHash, insert_unreadable, unsound};
 
-/// Groups of the base whose hashes are kept: at most 32 KiB each, 4 KiB with the usual blocks.
-const HASHES_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+/// How much is kept of the base's hashes: of 8 GiB with the usual blocks.
+const HASHES_MAX_BYTES: u64 = 32 << 20;
 
 /// Runs kept unpacked, of at most 1 MiB each: neighbouring pieces often lie in one.
 const RUNS_MAX: NonZeroUsize = NonZeroUsize::new(16).unwrap();
@@ -64,7 +64,9 @@ impl View {
     ) -> Result<Self, StoreError> {
         let img = dir.open(&owner.img(base.id), false)?;
         let sum = dir.open(&owner.sum(base.id), false)?;
-        let (base_hashes, runs) = (Recent::new(HASHES_MAX), Recent::new(RUNS_MAX));
+        let groups = HASHES_MAX_BYTES / sum::record_bytes(geometry);
+        let groups = NonZeroUsize::new(groups as usize).unwrap_or(NonZeroUsize::MIN);
+        let (base_hashes, runs) = (Recent::new(groups), Recent::new(RUNS_MAX));
         Ok(Self { dir, owner, geometry, base: base.geometry, img, sum, layers, map, base_hashes, runs })
     }
 
