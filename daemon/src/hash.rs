@@ -8,6 +8,8 @@
 //! What must never happen here: bytes taken for good that are not what their hash says. [`BlockHash::content`] is the
 //! one place that knows what an unreadable block looks like.
 
+mod many;
+
 use serde::{Deserialize, Serialize};
 
 use crate::bitmap::{BlockSet, Extent};
@@ -29,11 +31,6 @@ impl BlockHash {
     pub fn content(self) -> Self {
         if self == Self::UNREADABLE { Self::ZERO } else { self }
     }
-
-    /// Whether `block` is what is to be kept and restored under this hash.
-    pub fn is_sound(self, block: &[u8], block_bytes: usize) -> bool {
-        hash_block(block, block_bytes) == self.content()
-    }
 }
 
 /// The digest of a group's block hashes.
@@ -51,9 +48,9 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     words.iter().all(|w| w.iter().fold(0, |a, b| a | b) == 0) && rest.iter().all(|b| *b == 0)
 }
 
-fn cut(hash: blake3::Hash) -> [u8; HASH_BYTES] {
+fn cut(hash: &[u8; blake3::OUT_LEN]) -> [u8; HASH_BYTES] {
     let mut out = [0; HASH_BYTES];
-    out.copy_from_slice(hash.as_bytes().split_at(HASH_BYTES).0);
+    out.copy_from_slice(hash.split_at(HASH_BYTES).0);
     if out == BlockHash::ZERO.0 || out == BlockHash::UNREADABLE.0 {
         // These are taken; once in 2^127 blocks this costs one bit of difference.
         out = [0xff; HASH_BYTES];
@@ -71,12 +68,37 @@ pub fn hash_block(data: &[u8], block_bytes: usize) -> BlockHash {
     if data.len() < block_bytes {
         hasher.update(&vec![0; block_bytes - data.len()]);
     }
-    BlockHash(cut(hasher.finalize()))
+    BlockHash(cut(hasher.finalize().as_bytes()))
 }
 
 /// The hashes of consecutive blocks.
 pub fn hash_blocks(data: &[u8], block_bytes: usize) -> Vec<BlockHash> {
-    data.chunks(block_bytes.max(1)).map(|block| hash_block(block, block_bytes)).collect()
+    let blocks = data.chunks(block_bytes.max(1));
+    let mut hashes = vec![BlockHash::ZERO; blocks.len()];
+    let mut unknown: Vec<_> = blocks.zip(&mut hashes).filter(|(block, _)| !is_zero(block)).collect();
+    for some in unknown.chunks_mut(many::BLOCKS) {
+        let together: Vec<&[u8]> = some.iter().map(|(block, _)| *block).collect();
+        match many::hash_many(&together, block_bytes) {
+            Some(found) => {
+                some.iter_mut().zip(&found).for_each(|((_, slot), hash)| **slot = BlockHash(cut(hash)));
+            }
+            None => some.iter_mut().for_each(|(block, slot)| **slot = hash_block(block, block_bytes)),
+        }
+    }
+    hashes
+}
+
+/// Which of consecutive blocks, counted from 0, lack or are not what is to be kept and restored under their hash.
+pub fn unsound<'a>(
+    data: &[u8],
+    hashes: &'a [BlockHash],
+    block_bytes: usize,
+) -> impl Iterator<Item = u64> + use<'a> {
+    let found = hash_blocks(data, block_bytes);
+    (0..)
+        .zip(hashes)
+        .filter(move |(at, hash)| found.get(*at) != Some(&hash.content()))
+        .map(|(at, _)| at as u64)
 }
 
 /// Adds to `set` the blocks that could not be read, of consecutive ones from `first` on.
@@ -88,10 +110,10 @@ pub fn insert_unreadable(first: u64, hashes: &[BlockHash], set: &mut BlockSet) {
 /// The digest of a group: of the hashes of its blocks, in order.
 pub fn group_digest(hashes: &[BlockHash]) -> GroupDigest {
     let mut hasher = blake3::Hasher::new_derive_key("blxrep group digest v1");
-    for hash in hashes {
-        hasher.update(&hash.0);
-    }
-    GroupDigest(cut(hasher.finalize()))
+    // In one piece: its chunks are hashed side by side then.
+    let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.0).collect();
+    hasher.update(&bytes);
+    GroupDigest(cut(hasher.finalize().as_bytes()))
 }
 
 #[cfg(test)]
@@ -109,13 +131,49 @@ mod tests {
 
     #[test]
     fn only_zeros_are_sound_for_a_block_that_could_not_be_read() {
-        assert!(BlockHash::UNREADABLE.is_sound(&[0; 4096], 4096));
-        assert!(BlockHash::UNREADABLE.is_sound(&[0; 512], 4096));
-        assert!(!BlockHash::UNREADABLE.is_sound(&[1; 4096], 4096));
+        let is_sound = |hash, block: &[u8]| unsound(block, &[hash], 4096).next().is_none();
+        assert!(is_sound(BlockHash::UNREADABLE, &[0; 4096]));
+        assert!(is_sound(BlockHash::UNREADABLE, &[0; 512]));
+        assert!(!is_sound(BlockHash::UNREADABLE, &[1; 4096]));
         let hash = hash_block(&[1; 4096], 4096);
-        assert!(hash.is_sound(&[1; 4096], 4096) && !hash.is_sound(&[0; 4096], 4096));
-        assert!(!BlockHash::ZERO.is_sound(&[1; 4096], 4096));
+        assert!(is_sound(hash, &[1; 4096]) && !is_sound(hash, &[0; 4096]));
+        assert!(!is_sound(BlockHash::ZERO, &[1; 4096]));
         assert_ne!(group_digest(&[BlockHash::UNREADABLE; 256]), group_digest(&[BlockHash::ZERO; 256]));
+    }
+
+    #[test]
+    fn blocks_hash_together_as_they_do_alone() {
+        for shift in [9, 12, 16] {
+            let block_bytes = 1 << shift;
+            let mut data = vec![0; 50 * block_bytes + 512];
+            blake3::Hasher::new().finalize_xof().fill(&mut data);
+            // Zeros here and there, so that what is hashed together does not lie together.
+            for at in [0, 3, 4, 20, 33, 49] {
+                data[at * block_bytes..(at + 1) * block_bytes].fill(0);
+            }
+            for len in [0, 512, block_bytes, 16 * block_bytes, 23 * block_bytes + 512, data.len()] {
+                let alone: Vec<_> =
+                    data[..len].chunks(block_bytes).map(|block| hash_block(block, block_bytes)).collect();
+                assert_eq!(
+                    hash_blocks(&data[..len], block_bytes),
+                    alone,
+                    "{len} bytes in blocks of 2^{shift}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_block_that_is_wrong_or_lacks_is_unsound() {
+        let mut data = vec![0; 40 * 4096];
+        blake3::Hasher::new().finalize_xof().fill(&mut data);
+        let hashes = hash_blocks(&data, 4096);
+        assert_eq!(unsound(&data, &hashes, 4096).count(), 0);
+        for at in [0, 15, 16, 31, 39] {
+            data[at * 4096 + 77] ^= 1;
+        }
+        data.truncate(39 * 4096 - 1);
+        assert_eq!(unsound(&data, &hashes, 4096).collect::<Vec<_>>(), [0, 15, 16, 31, 38, 39]);
     }
 
     #[test]

@@ -4,6 +4,8 @@ mod enroll;
 mod fetch;
 mod generate;
 mod log;
+#[cfg(target_env = "gnu")]
+mod memory;
 mod offline;
 mod serve;
 mod service;
@@ -394,6 +396,8 @@ pub(crate) fn main() -> ExitCode {
     if matches!(cli.command, Command::FreezeGuard) {
         return freeze::guard::main();
     }
+    #[cfg(target_env = "gnu")]
+    memory::keep_buffers();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

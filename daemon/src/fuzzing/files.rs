@@ -165,7 +165,7 @@ pub(super) fn check_bak(input: &[u8]) {
         for piece in map.pieces() {
             let _ = bak::read_hashes(&file, closing.geometry, piece.record, piece.skip, piece.extent.count);
             let run = bak::read_run(&file, closing.geometry, piece.record);
-            let _ = run.map(|run| run.unpack(closing.geometry));
+            let _ = run.map(|run| run.unpack(closing.geometry).is_ok());
         }
     }
     use_store(&files);
