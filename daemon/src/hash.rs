@@ -8,8 +8,6 @@
 //! What must never happen here: bytes taken for good that are not what their hash says. [`BlockHash::content`] is the
 //! one place that knows what an unreadable block looks like.
 
-mod many;
-
 use serde::{Deserialize, Serialize};
 
 use crate::bitmap::{BlockSet, Extent};
@@ -48,9 +46,9 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     words.iter().all(|w| w.iter().fold(0, |a, b| a | b) == 0) && rest.iter().all(|b| *b == 0)
 }
 
-fn cut(hash: &[u8; blake3::OUT_LEN]) -> [u8; HASH_BYTES] {
+fn cut(hash: blake3::Hash) -> [u8; HASH_BYTES] {
     let mut out = [0; HASH_BYTES];
-    out.copy_from_slice(hash.split_at(HASH_BYTES).0);
+    out.copy_from_slice(hash.as_bytes().split_at(HASH_BYTES).0);
     if out == BlockHash::ZERO.0 || out == BlockHash::UNREADABLE.0 {
         // These are taken; once in 2^127 blocks this costs one bit of difference.
         out = [0xff; HASH_BYTES];
@@ -68,24 +66,12 @@ pub fn hash_block(data: &[u8], block_bytes: usize) -> BlockHash {
     if data.len() < block_bytes {
         hasher.update(&vec![0; block_bytes - data.len()]);
     }
-    BlockHash(cut(hasher.finalize().as_bytes()))
+    BlockHash(cut(hasher.finalize()))
 }
 
 /// The hashes of consecutive blocks.
 pub fn hash_blocks(data: &[u8], block_bytes: usize) -> Vec<BlockHash> {
-    let blocks = data.chunks(block_bytes.max(1));
-    let mut hashes = vec![BlockHash::ZERO; blocks.len()];
-    let mut unknown: Vec<_> = blocks.zip(&mut hashes).filter(|(block, _)| !is_zero(block)).collect();
-    for some in unknown.chunks_mut(many::BLOCKS) {
-        let together: Vec<&[u8]> = some.iter().map(|(block, _)| *block).collect();
-        match many::hash_many(&together, block_bytes) {
-            Some(found) => {
-                some.iter_mut().zip(&found).for_each(|((_, slot), hash)| **slot = BlockHash(cut(hash)));
-            }
-            None => some.iter_mut().for_each(|(block, slot)| **slot = hash_block(block, block_bytes)),
-        }
-    }
-    hashes
+    data.chunks(block_bytes.max(1)).map(|block| hash_block(block, block_bytes)).collect()
 }
 
 /// Which of consecutive blocks, counted from 0, lack or are not what is to be kept and restored under their hash.
@@ -113,7 +99,7 @@ pub fn group_digest(hashes: &[BlockHash]) -> GroupDigest {
     // In one piece: its chunks are hashed side by side then.
     let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.0).collect();
     hasher.update(&bytes);
-    GroupDigest(cut(hasher.finalize().as_bytes()))
+    GroupDigest(cut(hasher.finalize()))
 }
 
 #[cfg(test)]
@@ -139,28 +125,6 @@ mod tests {
         assert!(is_sound(hash, &[1; 4096]) && !is_sound(hash, &[0; 4096]));
         assert!(!is_sound(BlockHash::ZERO, &[1; 4096]));
         assert_ne!(group_digest(&[BlockHash::UNREADABLE; 256]), group_digest(&[BlockHash::ZERO; 256]));
-    }
-
-    #[test]
-    fn blocks_hash_together_as_they_do_alone() {
-        for shift in [9, 12, 16] {
-            let block_bytes = 1 << shift;
-            let mut data = vec![0; 50 * block_bytes + 512];
-            blake3::Hasher::new().finalize_xof().fill(&mut data);
-            // Zeros here and there, so that what is hashed together does not lie together.
-            for at in [0, 3, 4, 20, 33, 49] {
-                data[at * block_bytes..(at + 1) * block_bytes].fill(0);
-            }
-            for len in [0, 512, block_bytes, 16 * block_bytes, 23 * block_bytes + 512, data.len()] {
-                let alone: Vec<_> =
-                    data[..len].chunks(block_bytes).map(|block| hash_block(block, block_bytes)).collect();
-                assert_eq!(
-                    hash_blocks(&data[..len], block_bytes),
-                    alone,
-                    "{len} bytes in blocks of 2^{shift}"
-                );
-            }
-        }
     }
 
     #[test]

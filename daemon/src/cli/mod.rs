@@ -4,8 +4,6 @@ mod enroll;
 mod fetch;
 mod generate;
 mod log;
-#[cfg(target_env = "gnu")]
-mod memory;
 mod offline;
 mod serve;
 mod service;
@@ -396,8 +394,6 @@ pub(crate) fn main() -> ExitCode {
     if matches!(cli.command, Command::FreezeGuard) {
         return freeze::guard::main();
     }
-    #[cfg(target_env = "gnu")]
-    memory::keep_buffers();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
