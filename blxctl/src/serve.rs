@@ -95,7 +95,9 @@ fn attach(dir: &Path) -> Result<OwnedFd, Failure> {
 
 /// Unmounts what [`mount`] mounted, and nothing else.
 pub(crate) fn umount(dir: &Path, json: bool) -> Result<(), Failure> {
-    let dir = std::path::absolute(dir).map_err(|e| Failure::failed(format!("{}: {e}", dir.display())))?;
+    // As it was mounted. One that nobody serves any more cannot be looked at.
+    let dir = dir.canonicalize().or_else(|_| std::path::absolute(dir));
+    let dir = dir.map_err(|e| Failure::failed(e.to_string()))?;
     let name = dir.display().to_string();
     let table = fs::read_to_string("/proc/self/mounts");
     let table = table.map_err(|e| Failure::failed(format!("/proc/self/mounts: {e}")))?;

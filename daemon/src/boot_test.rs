@@ -75,6 +75,9 @@ impl BootTest {
         let path = data_dir.join(owner.boot(id));
         let dir = path.parent().unwrap_or(data_dir);
         fs::create_dir_all(dir)?;
+        for made_in in dir.ancestors().skip(1).take_while(|above| above.starts_with(data_dir)) {
+            fs::File::open(made_in)?.sync_all()?;
+        }
         write_private(&path, self.encode(owner, id).as_bytes())?;
         for entry in fs::read_dir(dir)? {
             let entry = entry?;

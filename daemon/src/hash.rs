@@ -29,11 +29,6 @@ impl BlockHash {
     pub fn content(self) -> Self {
         if self == Self::UNREADABLE { Self::ZERO } else { self }
     }
-
-    /// Whether `block` is what is to be kept and restored under this hash.
-    pub fn is_sound(self, block: &[u8], block_bytes: usize) -> bool {
-        hash_block(block, block_bytes) == self.content()
-    }
 }
 
 /// The digest of a group's block hashes.
@@ -79,6 +74,19 @@ pub fn hash_blocks(data: &[u8], block_bytes: usize) -> Vec<BlockHash> {
     data.chunks(block_bytes.max(1)).map(|block| hash_block(block, block_bytes)).collect()
 }
 
+/// Which of consecutive blocks, counted from 0, lack or are not what is to be kept and restored under their hash.
+pub fn unsound<'a>(
+    data: &[u8],
+    hashes: &'a [BlockHash],
+    block_bytes: usize,
+) -> impl Iterator<Item = u64> + use<'a> {
+    let found = hash_blocks(data, block_bytes);
+    (0..)
+        .zip(hashes)
+        .filter(move |(at, hash)| found.get(*at) != Some(&hash.content()))
+        .map(|(at, _)| at as u64)
+}
+
 /// Adds to `set` the blocks that could not be read, of consecutive ones from `first` on.
 pub fn insert_unreadable(first: u64, hashes: &[BlockHash], set: &mut BlockSet) {
     let found = (first..).zip(hashes).filter(|(_, hash)| **hash == BlockHash::UNREADABLE);
@@ -88,9 +96,9 @@ pub fn insert_unreadable(first: u64, hashes: &[BlockHash], set: &mut BlockSet) {
 /// The digest of a group: of the hashes of its blocks, in order.
 pub fn group_digest(hashes: &[BlockHash]) -> GroupDigest {
     let mut hasher = blake3::Hasher::new_derive_key("blxrep group digest v1");
-    for hash in hashes {
-        hasher.update(&hash.0);
-    }
+    // In one piece: its chunks are hashed side by side then.
+    let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.0).collect();
+    hasher.update(&bytes);
     GroupDigest(cut(hasher.finalize()))
 }
 
@@ -109,13 +117,27 @@ mod tests {
 
     #[test]
     fn only_zeros_are_sound_for_a_block_that_could_not_be_read() {
-        assert!(BlockHash::UNREADABLE.is_sound(&[0; 4096], 4096));
-        assert!(BlockHash::UNREADABLE.is_sound(&[0; 512], 4096));
-        assert!(!BlockHash::UNREADABLE.is_sound(&[1; 4096], 4096));
+        let is_sound = |hash, block: &[u8]| unsound(block, &[hash], 4096).next().is_none();
+        assert!(is_sound(BlockHash::UNREADABLE, &[0; 4096]));
+        assert!(is_sound(BlockHash::UNREADABLE, &[0; 512]));
+        assert!(!is_sound(BlockHash::UNREADABLE, &[1; 4096]));
         let hash = hash_block(&[1; 4096], 4096);
-        assert!(hash.is_sound(&[1; 4096], 4096) && !hash.is_sound(&[0; 4096], 4096));
-        assert!(!BlockHash::ZERO.is_sound(&[1; 4096], 4096));
+        assert!(is_sound(hash, &[1; 4096]) && !is_sound(hash, &[0; 4096]));
+        assert!(!is_sound(BlockHash::ZERO, &[1; 4096]));
         assert_ne!(group_digest(&[BlockHash::UNREADABLE; 256]), group_digest(&[BlockHash::ZERO; 256]));
+    }
+
+    #[test]
+    fn every_block_that_is_wrong_or_lacks_is_unsound() {
+        let mut data = vec![0; 40 * 4096];
+        blake3::Hasher::new().finalize_xof().fill(&mut data);
+        let hashes = hash_blocks(&data, 4096);
+        assert_eq!(unsound(&data, &hashes, 4096).count(), 0);
+        for at in [0, 15, 16, 31, 39] {
+            data[at * 4096 + 77] ^= 1;
+        }
+        data.truncate(39 * 4096 - 1);
+        assert_eq!(unsound(&data, &hashes, 4096).collect::<Vec<_>>(), [0, 15, 16, 31, 38, 39]);
     }
 
     #[test]

@@ -13,9 +13,11 @@
 //! | 20 | 16 each | the hash of every block; none for zeros and unreadable |
 //! | … | | the payload: the blocks' bytes (cut at the end of the disk), raw or as one zstd frame |
 
+use std::borrow::Cow;
+
 use crate::bitmap::Extent;
 use crate::geometry::{GROUP_BYTES, Geometry};
-use crate::hash::{BlockHash, HASH_BYTES};
+use crate::hash::{BlockHash, HASH_BYTES, unsound};
 
 /// Bytes before the hashes.
 pub const RUN_HEADER_BYTES: usize = 20;
@@ -156,26 +158,23 @@ impl Run {
     ///
     /// # Errors
     /// When the payload does not unpack to exactly the blocks' bytes, or a block does not have its hash.
-    pub fn unpack(&self, geometry: Geometry) -> Result<Option<Vec<u8>>, RunError> {
+    pub fn unpack(&self, geometry: Geometry) -> Result<Option<Cow<'_, [u8]>>, RunError> {
         let Extent { first, count } = self.extent;
         let len =
             usize::try_from(geometry.range(first, count).1).map_err(|_| RunError::Unpack { first, count })?;
         let data = match self.encoding {
             Encoding::Zero | Encoding::Unreadable => return Ok(None),
-            Encoding::Raw => self.payload.clone(),
+            Encoding::Raw => Cow::Borrowed(&*self.payload),
             Encoding::Zstd => {
-                zstd::bulk::decompress(&self.payload, len).map_err(|_| RunError::Unpack { first, count })?
+                let unpacked = zstd::bulk::decompress(&self.payload, len);
+                Cow::Owned(unpacked.map_err(|_| RunError::Unpack { first, count })?)
             }
         };
         if data.len() != len {
             return Err(RunError::Unpack { first, count });
         }
-        let block_bytes = geometry.block_bytes();
-        let blocks = data.chunks(block_bytes).zip(&self.hashes).zip(first..);
-        let bad =
-            blocks.filter(|((block, hash), _)| !hash.is_sound(block, block_bytes)).map(|(_, n)| n).next();
-        match bad {
-            Some(block) => Err(RunError::Hash { block }),
+        match unsound(&data, &self.hashes, geometry.block_bytes()).next() {
+            Some(bad) => Err(RunError::Hash { block: first + bad }),
             None => Ok(Some(data)),
         }
     }
@@ -305,11 +304,14 @@ mod tests {
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 1;
-            let seen = Run::decode(&bad, geometry()).and_then(|run| run.unpack(geometry()).map(|d| (run, d)));
+            let seen = Run::decode(&bad, geometry()).and_then(|run| {
+                let data = run.unpack(geometry())?.map(Cow::into_owned);
+                Ok((run, data))
+            });
             // The place of a run is not covered by its hashes (the frame and the file around it check that), and a
             // few bits of a zstd frame mean nothing. The data is right or refused.
             if let Ok((run, data)) = seen {
-                let same = data == sample().unpack(geometry()).unwrap();
+                let same = data.as_deref() == sample().unpack(geometry()).unwrap().as_deref();
                 assert!(same || run.extent() != sample().extent(), "byte {at}");
             }
         }

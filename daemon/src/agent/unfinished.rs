@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Checkpoint;
+use crate::freeze::alone::Alone;
 use crate::wire::key::write_private;
 
 const FILE_MAX_BYTES: u64 = 1 << 20;
@@ -97,13 +98,15 @@ impl Unfinished {
     }
 
     fn replace(&self, target: &Path, record: Option<Record>) -> io::Result<()> {
-        let mut records = self.records();
-        let others = records.iter().filter(|other| other.target != target).cloned();
+        // Also one at a time. Whoever only asks does not wait for a freeze.
+        let _alone = Alone::take();
+        let now = self.all();
+        let others = now.iter().filter(|other| other.target != target).cloned();
         let next: Vec<Record> = others.chain(record).collect();
-        if next != *records {
+        if next != now {
             let text = serde_json::to_vec_pretty(&next).map_err(io::Error::other)?;
             write_private(&self.path, &text)?;
-            *records = next;
+            *self.records() = next;
         }
         Ok(())
     }
@@ -127,6 +130,23 @@ fn read(path: &Path) -> io::Result<Vec<Record>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_written_while_something_is_frozen_and_who_asks_does_not_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let unfinished = Unfinished::load(dir.path().join("x")).unwrap();
+        let record =
+            Record { target: "/dev/x".into(), agent: "a".into(), disk: "d".into(), checkpoint: "c".into() };
+        let frozen = Alone::take();
+        std::thread::scope(|scope| {
+            let begun = scope.spawn(|| unfinished.begin(record.clone()));
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(unfinished.all().is_empty() && !dir.path().join("x").exists());
+            drop(frozen);
+            begun.join().unwrap().unwrap();
+        });
+        assert_eq!(unfinished.all(), [record]);
+    }
 
     #[test]
     fn a_record_outlives_the_process_until_the_device_is_whole() {

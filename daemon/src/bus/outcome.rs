@@ -175,13 +175,15 @@ pub(crate) fn check_target(target: &Path, own: &Path) -> Result<(), Problem> {
         Ok(_) => refuse("it is there already and is not overwritten: name another one or remove it"),
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => refuse(&e.to_string()),
         Err(_) => {
-            let parent = target.parent().unwrap_or(Path::new("/"));
-            let (parent, own) = match (parent.canonicalize(), own.canonicalize()) {
+            let named = target.parent().unwrap_or(Path::new("/"));
+            let (parent, real_own) = match (named.canonicalize(), own.canonicalize()) {
                 (Ok(parent), Ok(own)) => (parent, own),
                 (Err(e), _) | (_, Err(e)) => return refuse(&format!("its directory: {e}")),
             };
             let is_image = target.extension().is_some_and(|extension| extension == "img");
-            if parent.starts_with(&own) && !(parent == own && is_image) {
+            // Not by a link of somebody's, which may lead deeper when it is followed again.
+            let is_named = named == own || named == real_own;
+            if parent.starts_with(&real_own) && !(is_named && is_image) {
                 return refuse(&format!(
                     "of {} only a file *.img directly in it may be restored to",
                     own.display()
@@ -227,6 +229,7 @@ mod tests {
         std::fs::create_dir_all(own.path().join("snapshot/web1")).unwrap();
         std::fs::write(other.path().join("there"), "x").unwrap();
         std::os::unix::fs::symlink(own.path().join("snapshot"), other.path().join("link")).unwrap();
+        std::os::unix::fs::symlink(own.path(), other.path().join("own")).unwrap();
         let check = |path: std::path::PathBuf| check_target(&path, own.path());
         check(other.path().join("new")).unwrap();
         check(own.path().join("web1.img")).unwrap();
@@ -235,6 +238,7 @@ mod tests {
             (own.path().join("paused"), "*.img"),
             (own.path().join("snapshot/web1/x.img"), "*.img"),
             (other.path().join("link/web1/x.img"), "*.img"),
+            (other.path().join("own/x.img"), "*.img"),
             (other.path().join("none/x.img"), "its directory"),
             ("x.img".into(), "absolute"),
         ] {

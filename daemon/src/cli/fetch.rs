@@ -1,7 +1,7 @@
 //! `blxrep agent restore`: on a rescue system, with only this program and a key.
 
 use anyhow::Context;
-use blxrep::agent::fetch::{FetchRequest, PATIENCE, fetch};
+use blxrep::agent::fetch::{FetchError, FetchRequest, PATIENCE, fetch};
 use blxrep::agent::link::Dial;
 use blxrep::restore::{Output, check_empty};
 use blxrep::wire::key::AgentKey;
@@ -21,7 +21,12 @@ pub(crate) fn run(args: super::FetchArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.context("the threads of the network")?;
     // Where no state directory is there is nothing to note it in; whoever ends it early is told.
-    let done = with_progress(|progress| fetch(&dial, request, runtime.handle(), progress, &mut |_| Ok(())))?;
-    tell_restored(&done);
+    let done = with_progress(|progress| fetch(&dial, request, runtime.handle(), progress, &mut |_| Ok(())));
+    if let Some(FetchError::Refused { damage, .. }) =
+        done.as_ref().err().and_then(anyhow::Error::downcast_ref)
+    {
+        damage.iter().for_each(|line| eprintln!("{line}"));
+    }
+    tell_restored(&done?);
     Ok(())
 }

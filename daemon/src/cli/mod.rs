@@ -7,6 +7,7 @@ mod log;
 mod offline;
 mod serve;
 mod service;
+mod signals;
 mod start_agent;
 mod start_dispatcher;
 mod untrack;

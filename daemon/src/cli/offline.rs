@@ -13,8 +13,9 @@ use blxrep::restore::{
 };
 use blxrep::store::Damage;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
+
+use super::signals::on_signal;
 
 fn minute(text: Option<&str>, flag: &str) -> Result<Option<u64>, RestoreError> {
     let wrong =
@@ -84,19 +85,13 @@ fn warn_unreadable(blocks: u32, sectors: &str) {
     }
 }
 
-/// Runs something with a progress bar; SIGINT and SIGTERM cancel it, so that it can clean up.
+/// Runs something with a progress bar; a signal cancels it, so that it can clean up.
 pub(super) fn with_progress<T, E: std::error::Error + Send + Sync + 'static>(
     work: impl FnOnce(&dyn Fn(u64, u64) -> ControlFlow<()>) -> Result<T, E>,
 ) -> anyhow::Result<T> {
     let canceled = Arc::new(AtomicBool::new(false));
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
-    signals.thread_block().context("signals")?;
     let seen = canceled.clone();
-    std::thread::spawn(move || {
-        if signals.wait().is_ok() {
-            seen.store(true, Ordering::Relaxed);
-        }
-    });
+    on_signal(move || seen.store(true, Ordering::Relaxed))?;
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     if let Ok(style) =
         ProgressStyle::with_template("{bar:30} {percent:>3} %  {binary_bytes_per_sec}  {eta} left")

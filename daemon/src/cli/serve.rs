@@ -17,25 +17,14 @@ use blxrep::serve::image::Image;
 use blxrep::serve::mount::Mount;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
-use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
+
+use super::signals::on_signal;
 
 fn find(checkpoint: &super::Checkpoint) -> anyhow::Result<Opened> {
     super::log::init();
     let super::Checkpoint { checkpoint, agent, data_dir, disk } = checkpoint;
     Ok(open(data_dir, agent, disk.as_deref(), checkpoint)?)
-}
-
-/// Runs `stop` at every SIGINT and SIGTERM from now on, in a thread. No thread begun later gets these signals.
-fn on_signal(stop: impl Fn() + Send + 'static) -> anyhow::Result<()> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
-    signals.thread_block().context("signals")?;
-    std::thread::spawn(move || {
-        while signals.wait().is_ok() {
-            stop();
-        }
-    });
-    Ok(())
 }
 
 /// What a person should know of a checkpoint that is shown.

@@ -141,7 +141,9 @@ mod tests {
             assert_eq!(first, next, "a hole or an overlap");
             let len = geometry.range(first, count).1;
             assert!(count > 0 && len <= GROUP_BYTES);
-            data.extend(run.unpack(geometry).unwrap().unwrap_or_else(|| vec![0; len as usize]));
+            data.extend_from_slice(
+                &run.unpack(geometry).unwrap().unwrap_or_else(|| vec![0; len as usize].into()),
+            );
             next = run.extent().end();
         }
         data

@@ -6,6 +6,7 @@
 
 pub mod verify;
 
+pub(crate) use base_check::BaseCheck;
 pub(crate) use chosen::Chosen;
 pub use chosen::{Opened, open};
 pub use occupied::check_empty;
@@ -16,6 +17,7 @@ pub use show::{ShowRow, show};
 pub use target::Output;
 pub(crate) use target::Target;
 
+mod base_check;
 mod chosen;
 #[cfg(test)]
 pub(crate) mod damage_tests;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
+use tracing::info;
 
 use super::RestoreError;
 use super::verify::Tick;
@@ -86,7 +87,8 @@ impl Output {
     pub(crate) fn open(self, size_bytes: u64) -> Result<Target, RestoreError> {
         match self {
             Self::Open { file, name } => Target::given(file, name, size_bytes),
-            Self::Path(path) => match path.metadata() {
+            // A link to nowhere is not found, but has the name.
+            Self::Path(path) => match path.metadata().or_else(|e| path.symlink_metadata().map_err(|_| e)) {
                 Ok(meta) if meta.file_type().is_block_device() => Target::device(path, size_bytes),
                 Ok(_) => Err(RestoreError::Usage(format!(
                     "{} is there already and is not overwritten: name another --output or remove it",
@@ -137,7 +139,7 @@ impl Target {
         let unique =
             format!(".{name}.{}-{}.part", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let temporary = path.with_file_name(unique);
-        let open = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary);
+        let open = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary);
         let file = open.map_err(|e| RestoreError::output(&path, "create it", e))?;
         Self::new(file, path, Kind::New(temporary)).make_long(size_bytes)
     }
@@ -227,7 +229,12 @@ impl Target {
         sync_range(&self.file, &begun, libc::SYNC_FILE_RANGE_WRITE)?;
         let before = std::mem::replace(&mut self.behind, begun);
         let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-        sync_range(&self.file, &before, wait | libc::SYNC_FILE_RANGE_WRITE)
+        sync_range(&self.file, &before, wait | libc::SYNC_FILE_RANGE_WRITE)?;
+        // What is on its disk needs no memory: that is for what is written next, and for what else runs here.
+        if let Some((offset, len)) = offset_and_len(&before) {
+            let _ = posix_fadvise(&self.file, offset, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        }
+        Ok(())
     }
 
     /// Makes all durable, then reads these groups. `wrong` is given a group, its first block and the hashes of what
@@ -243,6 +250,7 @@ impl Target {
         mut wrong: impl FnMut(u64, u64, &[BlockHash]) -> Result<Option<u64>, RestoreError>,
     ) -> Result<(), RestoreError> {
         self.file.sync_all().map_err(|e| self.failed("sync", e))?;
+        info!("{}: all is written, and is read back", self.path.display());
         // So that reading asks the disk, where it cannot go past the page cache. Only advice: what cannot be dropped is
         // compared as memory has it.
         let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
@@ -326,11 +334,14 @@ impl Target {
     }
 }
 
+/// As the kernel wants it; `None` where there is nothing, for a length of 0 means all there is.
+fn offset_and_len(range: &Range<u64>) -> Option<(i64, i64)> {
+    let len = i64::try_from(range.end - range.start).ok().filter(|len| *len > 0)?;
+    Some((range.start.try_into().ok()?, len))
+}
+
 fn sync_range(file: &File, range: &Range<u64>, flags: libc::c_uint) -> io::Result<()> {
-    // A length of 0 means all there is.
-    let (Ok(offset), Ok(len @ 1..)) = (range.start.try_into(), i64::try_from(range.end - range.start)) else {
-        return Ok(());
-    };
+    let Some((offset, len)) = offset_and_len(range) else { return Ok(()) };
     // SAFETY: sync_file_range takes an open file by number and touches no memory of this process.
     nix::errno::Errno::result(unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, flags) })?;
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -65,6 +66,8 @@ fn run(dir: &Path, checkpoint: &str) -> Result<RestoreReport, RestoreError> {
     assert_eq!(left.len(), usize::from(result.is_ok()), "left behind: {left:?}");
     if result.is_ok() {
         let restored = fs::read(dir.join("out.img")).unwrap();
+        let mode = dir.join("out.img").metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "everybody's secrets are on a disk");
         fs::remove_file(dir.join("out.img")).unwrap();
         let n = (0..4).find(|n| id(*n) == result.as_ref().unwrap().checkpoint.id).unwrap();
         assert!(restored == version(n), "checkpoint {n} came back as something else");
@@ -253,6 +256,10 @@ fn what_is_in_the_way_is_never_overwritten() {
     let error = restore(options(dir.path(), "latest"), GO_ON).unwrap_err();
     assert_eq!(error.kind(), ProblemKind::InvalidArgument);
     assert_eq!(fs::read(dir.path().join("out.img")).unwrap(), b"precious");
+    fs::remove_file(dir.path().join("out.img")).unwrap();
+    std::os::unix::fs::symlink("nowhere", dir.path().join("out.img")).unwrap();
+    let error = restore(options(dir.path(), "latest"), GO_ON).unwrap_err();
+    assert_eq!(error.kind(), ProblemKind::InvalidArgument, "{error}");
 }
 
 #[test]

@@ -4,15 +4,14 @@
 //! before it was damaged too.
 
 use super::RestoreError;
-use crate::bitmap::{BlockSet, Extent};
+use super::base_check::BaseCheck;
+use crate::bitmap::BlockSet;
 use crate::checkpoint::chain::{self, Chain, Member};
-use crate::geometry::Geometry;
-use crate::hash::BlockHash;
 use crate::store::handle::{Dir, Handle};
 use crate::store::layers::Layers;
 use crate::store::layout::Paths;
 use crate::store::view::View;
-use crate::store::{Damage, StoreError, bak, block_map, cst, sum};
+use crate::store::{Damage, StoreError, bak, block_map, cst};
 
 /// Told the bytes that were looked at or written since the last call; its error ends the work.
 pub type Tick<'a> = &'a mut dyn FnMut(u64) -> Result<(), RestoreError>;
@@ -268,135 +267,6 @@ impl Verifier<'_> {
     }
 }
 
-fn damaged(file: &Handle, what: &str, blocks: &BlockSet) -> Damage {
+pub(super) fn damaged(file: &Handle, what: &str, blocks: &BlockSet) -> Damage {
     Damage { file: file.name(), what: what.to_owned(), blocks: blocks.extents(u64::MAX).collect() }
-}
-
-/// A base image and its hashes, looked at in groups from the first one to the last.
-pub struct BaseCheck {
-    geometry: Geometry,
-    img: Handle,
-    sum: Handle,
-    /// What the records are to hash to, and do so far.
-    content: [u8; 32],
-    hasher: blake3::Hasher,
-    sum_is_whole: bool,
-    next: u64,
-}
-
-impl BaseCheck {
-    /// Begins at a group; the hashes of those before are read (`tick` hears of their bytes), and not looked at. Gives the
-    /// damage that shows already.
-    ///
-    /// # Errors
-    /// Damaged if nothing can be looked at; Io; what `tick` says.
-    pub fn open(
-        dir: &Dir,
-        owner: &Paths,
-        member: &Member,
-        from_group: u64,
-        tick: Tick<'_>,
-    ) -> Result<(Self, Option<Damage>), RestoreError> {
-        let (id, geometry) = (member.checkpoint.id, member.checkpoint.geometry);
-        let img = dir.open(&owner.img(id), false)?;
-        let sum = dir.open(&owner.sum(id), false)?;
-        let (img_bytes, sum_bytes) = (img.len()?, sum.len()?);
-        let wrong_size = (img_bytes != geometry.size_bytes()).then(|| {
-            let what = format!("it has {img_bytes} bytes, the disk {}", geometry.size_bytes());
-            Damage::new(img.name(), what)
-        });
-        if sum_bytes != sum::file_bytes(geometry) {
-            let what = format!("it has {sum_bytes} bytes, not {}", sum::file_bytes(geometry));
-            let damage = wrong_size.into_iter().chain([Damage::new(sum.name(), what)]);
-            return Err(RestoreError::Damaged(damage.collect()));
-        }
-        let mut hasher = blake3::Hasher::new();
-        for group in 0..from_group.min(geometry.groups()) {
-            hasher.update(&sum::read_record(&sum, geometry, group)?);
-            tick(sum::record_bytes(geometry))?;
-        }
-        let content = member.header.content;
-        Ok((Self { geometry, img, sum, content, hasher, sum_is_whole: true, next: from_group }, wrong_size))
-    }
-
-    /// Looks at the next `count` groups, as far as there are so many. `tick` hears of the bytes of the image.
-    ///
-    /// # Errors
-    /// Damaged if the hashes cannot be looked at; Io; what `tick` says.
-    pub fn groups(&mut self, count: u64, tick: Tick<'_>) -> Result<Vec<Damage>, RestoreError> {
-        let geometry = self.geometry;
-        let (mut bad_img, mut bad_sum) = (BlockSet::new(), BlockSet::new());
-        let end = self.next.saturating_add(count).min(geometry.groups());
-        for group in self.next..end {
-            let (first, count) = geometry.group_extent(group);
-            let record = sum::read_record(&self.sum, geometry, group)?;
-            self.hasher.update(&record);
-            match sum::decode(geometry, group, &record) {
-                Some(hashes) => bad_blocks(&self.img, geometry, group, &hashes, &mut bad_img)?,
-                None => bad_sum.insert(Extent { first, count }),
-            }
-            self.next = group + 1;
-            tick(geometry.range(first, count).1)?;
-        }
-        let mut found = Vec::new();
-        if !bad_img.is_empty() {
-            found.push(damaged(&self.img, "blocks do not have their hash", &bad_img));
-        }
-        if !bad_sum.is_empty() {
-            self.sum_is_whole = false;
-            found.push(damaged(&self.sum, "the hashes of groups do not have their digest", &bad_sum));
-        }
-        Ok(found)
-    }
-
-    /// The group that is looked at next.
-    pub fn next_group(&self) -> u64 {
-        self.next
-    }
-
-    /// Leaves out a group that cannot be looked at.
-    pub fn skip(&mut self) {
-        self.next += 1;
-        self.sum_is_whole = false;
-    }
-
-    /// Whether all groups were looked at.
-    pub fn is_done(&self) -> bool {
-        self.next >= self.geometry.groups()
-    }
-
-    /// What only shows when all were: whether the hashes are those that were sealed.
-    pub fn finish(self) -> Option<Damage> {
-        let differ = *self.hasher.finalize().as_bytes() != self.content;
-        (self.sum_is_whole && differ)
-            .then(|| Damage::new(self.sum.name(), "its records are not those it was sealed with"))
-    }
-}
-
-fn bad_blocks(
-    img: &Handle,
-    geometry: Geometry,
-    group: u64,
-    hashes: &[BlockHash],
-    bad: &mut BlockSet,
-) -> Result<(), StoreError> {
-    let (first, count) = geometry.group_extent(group);
-    let (offset, len) = geometry.range(first, count);
-    let readable = img.len()?.saturating_sub(offset).min(len);
-    let hole = img.next_data(offset)?.is_none_or(|(start, _)| start >= offset + len);
-    if hole && readable == len && hashes.iter().all(|h| *h == BlockHash::ZERO) {
-        return Ok(());
-    }
-    let data = img.read_vec(readable as usize, offset)?;
-    let mut blocks = data.chunks(geometry.block_bytes());
-    for (hash, n) in hashes.iter().zip(first..) {
-        let whole = geometry.range(n, 1).1;
-        let sound = blocks
-            .next()
-            .is_some_and(|block| block.len() as u64 == whole && hash.is_sound(block, geometry.block_bytes()));
-        if !sound {
-            bad.insert(Extent { first: n, count: 1 });
-        }
-    }
-    Ok(())
 }

@@ -104,11 +104,18 @@ pub fn read_run(file: &Handle, geometry: Geometry, offset: u64) -> Result<Run, S
 }
 
 /// Reads the hashes of `count` blocks, `skip` blocks into the run of the record at `offset`. The record's own hash
-/// is not looked at: this serves comparing, not restoring.
+/// is looked at only where the record is as short as its header: no changed bit makes zeros of data, and for
+/// all else data is checked against these hashes.
 ///
 /// # Errors
 /// Damaged if there is no such record.
-pub fn read_hashes(file: &Handle, offset: u64, skip: u64, count: u64) -> Result<Vec<BlockHash>, StoreError> {
+pub fn read_hashes(
+    file: &Handle,
+    geometry: Geometry,
+    offset: u64,
+    skip: u64,
+    count: u64,
+) -> Result<Vec<BlockHash>, StoreError> {
     let bad = || file.damaged(format!("the record at byte {offset} is not what was written"));
     let head = file.read_vec(RECORD_HEADER_BYTES + RUN_HEADER_BYTES, offset)?;
     let mut f = Fields(&head);
@@ -120,6 +127,7 @@ pub fn read_hashes(file: &Handle, offset: u64, skip: u64, count: u64) -> Result<
         return Err(bad());
     }
     if let Some(hash) = Encoding::only_hash_of(encoding) {
+        read_run(file, geometry, offset)?;
         return Ok(vec![hash; wanted]);
     }
     let start = offset + (RECORD_HEADER_BYTES + RUN_HEADER_BYTES) as u64 + skip * HASH_BYTES as u64;
@@ -331,7 +339,8 @@ impl DeltaLog {
             return Ok(found);
         }
         for piece in self.map.pieces().filter(|piece| self.unreadable.contains(&piece.record)) {
-            let hashes = read_hashes(&self.file, piece.record, piece.skip, piece.extent.count)?;
+            let hashes =
+                read_hashes(&self.file, self.header.geometry, piece.record, piece.skip, piece.extent.count)?;
             insert_unreadable(piece.extent.first, &hashes, &mut found);
         }
         Ok(found)

@@ -222,7 +222,7 @@ impl DiskStore {
         for (log, piece) in
             self.delta.iter().flat_map(|d| d.map().within(extent).into_iter().map(move |p| (d, p)))
         {
-            overlay(log.file(), &piece, first, &mut hashes)?;
+            overlay(log.file(), log.header().geometry, &piece, first, &mut hashes)?;
         }
         Ok(hashes)
     }

@@ -14,6 +14,7 @@ use super::layout::{Header, Kind, Paths, SealHash};
 use super::sum;
 use crate::bitmap::Extent;
 use crate::geometry::Geometry;
+use crate::hash::unsound;
 use crate::ids::CheckpointId;
 
 struct Fold<'a> {
@@ -72,16 +73,14 @@ impl Fold<'_> {
     fn group(&self, group: u64) -> Result<(), StoreError> {
         let (first, count) = self.geometry.group_extent(group);
         let (offset, len) = self.geometry.range(first, count);
-        let block_bytes = self.geometry.block_bytes();
         // The digest is not looked at: an earlier try may have been cut off within this record. The hashes of the
         // untouched blocks are the same before and after.
         let record = sum::read_record(&self.sum, self.geometry, group)?;
         let mut hashes = sum::hashes(self.geometry, group, &record);
         let old = self.img.read_vec(len as usize, offset)?;
-        for ((block, hash), n) in old.chunks(block_bytes).zip(&hashes).zip(first..) {
-            if !self.map.touches(Extent { first: n, count: 1 }) && !hash.is_sound(block, block_bytes) {
-                return Err(self.img.damaged(format!("block {n} does not have its hash")));
-            }
+        let mut bad = unsound(&old, &hashes, self.geometry.block_bytes()).map(|at| first + at);
+        if let Some(n) = bad.find(|n| !self.map.touches(Extent { first: *n, count: 1 })) {
+            return Err(self.img.damaged(format!("block {n} does not have its hash")));
         }
         for piece in self.map.within(Extent { first, count }) {
             let run = bak::read_run(self.delta, self.geometry, piece.record)?;

@@ -58,7 +58,8 @@ impl Layers {
         hashes: &mut [BlockHash],
     ) -> Result<(), StoreError> {
         if !piece.is_behind_the_end() {
-            return overlay(&self.file(dir, owner, piece.layer)?.0, piece, first, hashes);
+            let (file, geometry) = self.file(dir, owner, piece.layer)?;
+            return overlay(&file, geometry, piece, first, hashes);
         }
         let slots = hashes.iter_mut().skip((piece.extent.first - first) as usize);
         slots.take(piece.extent.count as usize).for_each(|slot| *slot = BlockHash::ZERO);
@@ -77,8 +78,14 @@ fn open(dir: &Dir, owner: &Paths, link: &Link) -> Result<Handle, StoreError> {
 ///
 /// # Errors
 /// Damaged; Io.
-pub fn overlay(file: &Handle, piece: &Piece, first: u64, hashes: &mut [BlockHash]) -> Result<(), StoreError> {
-    let new = bak::read_hashes(file, piece.record, piece.skip, piece.extent.count)?;
+pub fn overlay(
+    file: &Handle,
+    geometry: Geometry,
+    piece: &Piece,
+    first: u64,
+    hashes: &mut [BlockHash],
+) -> Result<(), StoreError> {
+    let new = bak::read_hashes(file, geometry, piece.record, piece.skip, piece.extent.count)?;
     let slots = hashes.iter_mut().skip((piece.extent.first - first) as usize);
     slots.zip(new).for_each(|(slot, hash)| *slot = hash);
     Ok(())

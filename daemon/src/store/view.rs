@@ -3,6 +3,7 @@
 //!
 //! What must never happen here: a block returned that was not checked against its hash.
 
+use std::borrow::Cow;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -16,10 +17,10 @@ use super::{StoreError, sum};
 use crate::bitmap::{BlockSet, Extent};
 use crate::checkpoint::Checkpoint;
 use crate::geometry::{GROUP_SHIFT, Geometry};
-use crate::hash::{BlockHash, insert_unreadable};
+use crate::hash::{BlockHash, insert_unreadable, unsound};
 
-/// Groups of the base whose hashes are kept: at most 32 KiB each, 4 KiB with the usual blocks.
-const HASHES_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+/// How much is kept of the base's hashes: of 8 GiB with the usual blocks.
+const HASHES_MAX_BYTES: u64 = 32 << 20;
 
 /// Runs kept unpacked, of at most 1 MiB each: neighbouring pieces often lie in one.
 const RUNS_MAX: NonZeroUsize = NonZeroUsize::new(16).unwrap();
@@ -63,7 +64,9 @@ impl View {
     ) -> Result<Self, StoreError> {
         let img = dir.open(&owner.img(base.id), false)?;
         let sum = dir.open(&owner.sum(base.id), false)?;
-        let (base_hashes, runs) = (Recent::new(HASHES_MAX), Recent::new(RUNS_MAX));
+        let groups = HASHES_MAX_BYTES / sum::record_bytes(geometry);
+        let groups = NonZeroUsize::new(groups as usize).unwrap_or(NonZeroUsize::MIN);
+        let (base_hashes, runs) = (Recent::new(groups), Recent::new(RUNS_MAX));
         Ok(Self { dir, owner, geometry, base: base.geometry, img, sum, layers, map, base_hashes, runs })
     }
 
@@ -182,15 +185,13 @@ impl View {
             return Ok(None);
         }
         let data = self.assemble(extent, &pieces)?;
-        let block_bytes = self.geometry.block_bytes();
-        for ((block, hash), n) in data.chunks(block_bytes).zip(&hashes).zip(extent.first..) {
-            if !hash.is_sound(block, block_bytes) {
-                let what = format!("block {n} does not have its hash");
-                return Err(match pieces.iter().find(|p| (p.extent.first..p.extent.end()).contains(&n)) {
-                    Some(piece) => self.layers.file(&self.dir, &self.owner, piece.layer)?.0.damaged(what),
-                    None => self.img.damaged(what),
-                });
-            }
+        let bad = unsound(&data, &hashes, self.geometry.block_bytes()).next();
+        if let Some(n) = bad.map(|at| extent.first + at) {
+            let what = format!("block {n} does not have its hash");
+            return Err(match pieces.iter().find(|p| (p.extent.first..p.extent.end()).contains(&n)) {
+                Some(piece) => self.layers.file(&self.dir, &self.owner, piece.layer)?.0.damaged(what),
+                None => self.img.damaged(what),
+            });
         }
         Ok((!zeros).then_some(Checked { data, hashes }))
     }
@@ -220,8 +221,9 @@ impl View {
         piece: &Piece,
     ) -> Result<Arc<Option<Vec<u8>>>, StoreError> {
         self.runs.get((piece.layer, piece.record), || {
-            let unpacked = bak::read_run(file, geometry, piece.record)?.unpack(geometry);
-            unpacked.map_err(|e| file.damaged(e.to_string()))
+            let run = bak::read_run(file, geometry, piece.record)?;
+            let unpacked = run.unpack(geometry).map_err(|e| file.damaged(e.to_string()))?;
+            Ok::<_, StoreError>(unpacked.map(Cow::into_owned))
         })
     }
 

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::StoreError;
+use super::bak::{self, RECORD_HEADER_BYTES};
 use super::disk_store::DiskStore;
 use super::handle::Dir;
 use super::life_tests::{self, Acks, live, owner};
@@ -111,4 +112,35 @@ fn a_group_of_zeros_is_known_without_its_data() {
             assert_eq!(view.is_zero(group as u64).unwrap(), bytes.iter().all(|b| *b == 0), "{n} {group}");
         }
     }
+}
+
+/// An export tells its client of zeros, and they are never read.
+#[test]
+fn no_changed_encoding_of_a_record_makes_zeros_of_data() {
+    const ENCODING_AT: u64 = RECORD_HEADER_BYTES as u64 + 12;
+    let files = life();
+    let dir = Dir::new(files.arc());
+    let mut tried = 0;
+    for n in 1..chain::load(&dir, &owner()).unwrap().members.len() {
+        let file = dir.open(&owner().bak(life_tests::id(n)), true).unwrap();
+        let closing = bak::read_closing(&file).unwrap().0;
+        let disk = life_tests::version(n);
+        for piece in bak::read_index(&file, &closing, 0).unwrap().pieces() {
+            let group = piece.extent.first / closing.geometry.group_blocks();
+            let zeros = disk.chunks(1 << 20).nth(group as usize).is_none_or(|of| of.iter().all(|b| *b == 0));
+            let was = file.read_vec(1, piece.record + ENCODING_AT).unwrap();
+            for encoding in 0..4 {
+                file.write(&[encoding], piece.record + ENCODING_AT).unwrap();
+                let said = views(&files, &owner())[n].is_zero(group);
+                assert!(
+                    said.is_err() || said.unwrap() == zeros,
+                    "checkpoint {n}, encoding {encoding} at {}",
+                    piece.record
+                );
+                tried += 1;
+            }
+            file.write(&was, piece.record + ENCODING_AT).unwrap();
+        }
+    }
+    assert!(tried > 40, "{tried}");
 }

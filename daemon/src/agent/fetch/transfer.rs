@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Instant;
 
+use tracing::info;
+
 use super::line::Line;
 use super::plan::{Plan, Step};
 use super::{FetchError, unexpected};
@@ -149,6 +151,7 @@ impl<'a, 'p> Transfer<'a, 'p> {
                         ));
                     }
                     self.unreadable = Some(unreadable.into_iter().collect());
+                    info!("the dispatcher has verified what the checkpoint rests on");
                     return self.verified(self.verify_bytes);
                 }
                 Frame::Data { .. } => {

@@ -12,10 +12,8 @@ use super::{Course, Pace, RETRY_EVERY, Scrub, lines, lock, tell};
 use crate::checkpoint::chain::{self, Chain, Member};
 use crate::clock::unix_ms;
 use crate::ids::CheckpointId;
-use crate::restore::RestoreError;
-use crate::restore::verify::{
-    BaseCheck, verify_base_journal, verify_bytes, verify_delta, verify_open_journal,
-};
+use crate::restore::verify::{verify_base_journal, verify_bytes, verify_delta, verify_open_journal};
+use crate::restore::{BaseCheck, RestoreError};
 use crate::store::layout::Paths;
 use crate::store::{Damage, StoreError};
 
