@@ -78,8 +78,10 @@ impl Fold<'_> {
         let record = sum::read_record(&self.sum, self.geometry, group)?;
         let mut hashes = sum::hashes(self.geometry, group, &record);
         let old = self.img.read_vec(len as usize, offset)?;
-        let mut bad = unsound(&old, &hashes, self.geometry.block_bytes()).map(|at| first + at);
-        if let Some(n) = bad.find(|n| !self.map.touches(Extent { first: *n, count: 1 })) {
+        let bad = unsound(&old, &hashes, self.geometry.block_bytes())
+            .map(|at| first + at)
+            .find(|n| !self.map.touches(Extent { first: *n, count: 1 }));
+        if let Some(n) = bad {
             return Err(self.img.damaged(format!("block {n} does not have its hash")));
         }
         for piece in self.map.within(Extent { first, count }) {
