@@ -151,6 +151,13 @@ impl Fetches {
         }
     }
 
+    /// Cuts off everybody: they connect again when the dispatcher is back, and go on.
+    pub fn cut_all(&self) {
+        self.running().all.values().for_each(|fetching| {
+            fetching.cut.send_replace(true);
+        });
+    }
+
     fn running(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }

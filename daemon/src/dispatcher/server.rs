@@ -49,7 +49,7 @@ enum Entry {
 }
 
 impl Server {
-    /// Accepts connections until `stop` turns true.
+    /// Accepts connections until `stop` turns true; restores to agents are cut off then.
     ///
     /// # Errors
     /// When the listener itself fails.
@@ -64,7 +64,10 @@ impl Server {
             let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = turned(&mut stop) => return Ok(()),
+                () = turned(&mut stop) => {
+                    self.fetches.cut_all();
+                    return Ok(());
+                }
             };
             match accepted {
                 Ok((tcp, peer)) => {
