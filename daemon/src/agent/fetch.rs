@@ -99,6 +99,8 @@ impl FetchError {
     pub fn kind(&self) -> Option<ProblemKind> {
         match self {
             Self::Refused { kind, .. } => Some(*kind),
+            // It has too many connections, or one that ended is still held for alive.
+            Self::Connect(ConnectError::Refused { status: 503, .. }) => Some(ProblemKind::Busy),
             Self::Connect(ConnectError::Refused { .. } | ConnectError::Fingerprint { .. }) => {
                 Some(ProblemKind::AccessDenied)
             }

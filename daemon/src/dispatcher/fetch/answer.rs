@@ -3,7 +3,7 @@
 //! Nothing of the target is overwritten for a checkpoint that turns out damaged, and damage that no single block's hash shows
 //! (a file of another life) is found as well. Every block is checked again as it is read.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -31,7 +31,6 @@ const POLL: Duration = Duration::from_millis(200);
 
 /// One fetch, on a thread of its own.
 pub(super) struct Answering {
-    data_dir: PathBuf,
     agent: AgentId,
     asked: mpsc::Receiver<RestoreUp>,
     out: mpsc::Sender<Vec<u8>>,
@@ -45,18 +44,12 @@ pub(super) struct Answering {
 
 impl Answering {
     pub(super) fn new(
-        data_dir: PathBuf,
         agent: AgentId,
         asked: mpsc::Receiver<RestoreUp>,
         out: mpsc::Sender<Vec<u8>>,
     ) -> Self {
         let (ended, end) = sync_channel(1);
-        Self { data_dir, agent, asked, out, progress: Arc::default(), ended, end: Some(end) }
-    }
-
-    /// Who fetches.
-    pub(super) fn agent(&self) -> &AgentId {
-        &self.agent
+        Self { agent, asked, out, progress: Arc::default(), ended, end: Some(end) }
     }
 
     /// Tells the agent and the job of the end.
@@ -79,13 +72,18 @@ impl Answering {
     }
 
     /// Streams what is wanted; `begun` is told of the job once it is known what that is.
-    pub(super) fn stream(&mut self, wanted: &Fetch, begun: &mpsc::Sender<Planned>) -> Result<(), Refusal> {
+    pub(super) fn stream(
+        &mut self,
+        data_dir: &Path,
+        wanted: &Fetch,
+        begun: &mpsc::Sender<Planned>,
+    ) -> Result<(), Refusal> {
         let is_name =
             |name: &String| name.len() <= NAME_MAX_BYTES && name.bytes().all(|b| b.is_ascii_graphic());
         if !is_name(&wanted.checkpoint) || !wanted.disk.iter().all(is_name) {
             return Err(Refusal::new(ProblemKind::InvalidArgument, "this names no disk or no checkpoint"));
         }
-        let chosen = Chosen::find(&self.data_dir, &wanted.agent, wanted.disk.as_deref(), &wanted.checkpoint)?;
+        let chosen = Chosen::find(data_dir, &wanted.agent, wanted.disk.as_deref(), &wanted.checkpoint)?;
         let Some(checkpoint) = chosen.checkpoint().cloned() else {
             let alive = &mut |_| self.go_on();
             return Err(RestoreError::Damaged(chosen.damage(alive)?).into());
@@ -244,8 +242,9 @@ mod tests {
         ] {
             let wanted = Fetch { agent: agent.clone(), disk, checkpoint, partition: None, resumes: false };
             let ((out, _outbound), (_inbox, asked)) = (mpsc::channel(1), mpsc::channel(1));
-            let mut answering = Answering::new("/nonexistent".into(), agent.clone(), asked, out);
-            let refusal = answering.stream(&wanted, &mpsc::channel(1).0).unwrap_err();
+            let mut answering = Answering::new(agent.clone(), asked, out);
+            let nowhere = Path::new("/nonexistent");
+            let refusal = answering.stream(nowhere, &wanted, &mpsc::channel(1).0).unwrap_err();
             assert_eq!(refusal.kind, ProblemKind::InvalidArgument, "{wanted:?}");
         }
     }
