@@ -65,7 +65,8 @@ async fn tell(socket: &mut ClientSocket, message: &RestoreUp) {
 }
 
 async fn hear(socket: &mut ClientSocket) -> Option<RestoreDown> {
-    Some(decode_message(&next(socket).await?).unwrap())
+    let bytes = timeout(PATIENCE, next(socket)).await.expect("only pings come")?;
+    Some(decode_message(&bytes).unwrap())
 }
 
 /// Asks for the newest checkpoint of an agent.
