@@ -225,6 +225,34 @@ fn a_restore_that_is_cut_three_times_finishes() {
     assert!(meter.bytes() < (64 + 3 * 18) * MIB, "{} bytes", meter.bytes());
 }
 
+#[test]
+fn a_restore_goes_on_behind_an_orderly_restart_of_the_dispatcher() {
+    let mut lab = Lab::new("restart");
+    let bus = Bus::start(&lab);
+    lab.bus = Some(bus.address.clone());
+    lab.start_dispatcher(&["--sync-freq", "1s"]);
+    let (agent, disk, process) = source(&lab, 64);
+    drop(process);
+    let (target, meter) = (lab.loop_disk(64), Meter::before(lab.port));
+    meter.hold_after(24 * MIB);
+    let args = ["--checkpoint", "latest", "--output", &target.path];
+    let mut command = rescue_command(&lab, &agent, meter.port, &args);
+    let rescuing = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the middle of the restore", 60, || meter.holds());
+    let dispatcher = lab.dispatcher.as_mut().unwrap();
+    dispatcher.signal("TERM");
+    assert_eq!(dispatcher.exit_code(30), 0);
+    let log = dispatcher.log();
+    assert!(log.contains("job 1 begins") && !log.contains("abandoned"), "{log}");
+    meter.hold_after(u64::MAX);
+    lab.start_dispatcher(&["--sync-freq", "1s"]);
+    let done = rescuing.wait_with_output().unwrap();
+    assert!(done.status.success(), "{}", said(&done));
+    assert!(said(&done).contains("goes on"), "{}", said(&done));
+    assert!(bytes(&target.path, 64 * MIB) == bytes(&disk.path, 64 * MIB));
+    assert!(meter.bytes() < (64 + 18) * MIB, "{} bytes", meter.bytes());
+}
+
 /// An agent on the bus with a disk of its own, that may restore what is another one's.
 fn start_new(lab: &Lab, new: &str, disk: &TestDisk, port: u16) -> Process {
     lab.agents.borrow_mut().push(new.to_owned());

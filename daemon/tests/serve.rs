@@ -316,3 +316,22 @@ fn an_export_whose_files_go_away_or_are_swapped_gives_errors_and_no_wrong_byte()
     process.signal("TERM");
     assert_eq!(process.exit_code(20), 0);
 }
+
+#[test]
+fn an_export_without_a_thread_for_a_client_goes_on() {
+    let store = Store::new("threads");
+    let (mut process, uri, socket) = store.export(0, &[]);
+    let pid = process.child.id().to_string();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let size_kib: u64 = size.trim().trim_end_matches(" kB").parse().unwrap();
+    // Less than a thread's stack.
+    run("prlimit", &["--pid", &pid, &format!("--as={}:unlimited", (size_kib + 1024) << 10)]);
+    let mut client = UnixStream::connect(&socket).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(client.read_to_end(&mut Vec::new()).unwrap(), 0, "it is let go of");
+    run("prlimit", &["--pid", &pid, "--as=unlimited:unlimited"]);
+    assert_eq!(run("nbdinfo", &["--size", &uri]), (SIZE_MIB << 20).to_string());
+    process.signal("TERM");
+    assert_eq!(process.exit_code(20), 0);
+}

@@ -18,19 +18,23 @@ use crate::boot_test::BootTest;
 use crate::bus::control::{
     About, Control, Details, Failure, Planned, Progress, RestoreRequest, ServeRequest, Which,
 };
-use crate::bus::outcome::{Compared, canceled, check_target, report, restored, value};
+use crate::bus::outcome::{
+    Compared, SHOW_ROWS_MAX, canceled, check_target, report, restored, too_many_rows, value,
+};
 use crate::checkpoint::Checkpoint;
 use crate::clock::unix_ms;
 use crate::dispatcher::scrub::ScrubStatus;
 use crate::ids::{AgentId, CheckpointId, DiskId};
 use crate::restore::{Output, ShowRow, VerifyRequest, check_empty};
 use crate::status::{AgentStatus, DiskStatus};
-use crate::wire::message::{Answer, Question, clean_text};
+use crate::wire::message::{Answer, Question, ROWS_MAX, clean_text};
 
 /// How often a wait looks whether it is to end.
 const POLL: Duration = Duration::from_millis(200);
 /// The dispatcher reads no data to show checkpoints: longer than this, and it does not answer.
 const SHOW_TIMEOUT: Duration = Duration::from_secs(60);
+/// Full answers with all the checkpoints that may be shown at once, and the last one, which holds none.
+const SHOW_ANSWERS_MAX: usize = SHOW_ROWS_MAX.div_ceil(ROWS_MAX) + 1;
 
 /// An agent, for the bus.
 pub struct AgentControl {
@@ -87,23 +91,7 @@ impl Control for AgentControl {
 
     fn show(&self, which: &Which, start: Option<u64>, end: Option<u64>) -> Result<Vec<ShowRow>, Problem> {
         let disk = self.own(which)?.disk;
-        let mut answers = self.shared.ask(Question::Show { disk, start, end })?;
-        let mut all = Vec::new();
-        loop {
-            match self.runtime.block_on(async { timeout(SHOW_TIMEOUT, answers.recv()).await }) {
-                Ok(Some(Answer::Checkpoints { rows, more })) => {
-                    all.extend(rows.into_iter().map(clean_row));
-                    if !more {
-                        return Ok(all);
-                    }
-                }
-                Ok(Some(Answer::Refused { kind, reason })) => {
-                    return Err(Problem::new(kind, clean_text(reason)));
-                }
-                Ok(Some(Answer::Synced { .. })) | Err(_) => return Err(no_answer()),
-                Ok(None) => return Err(not_connected()),
-            }
-        }
+        shown(&self.runtime, self.shared.ask(Question::Show { disk, start, end })?)
     }
 
     fn set_paused(&self, which: &Which, paused: bool) -> Result<Vec<(AgentId, DiskId)>, Problem> {
@@ -199,6 +187,27 @@ impl Control for AgentControl {
     }
 }
 
+/// Takes the answers to a question for checkpoints, but not without end: they come from another machine.
+fn shown(runtime: &Handle, mut answers: mpsc::Receiver<Answer>) -> Result<Vec<ShowRow>, Problem> {
+    let mut all = Vec::new();
+    for _ in 0..SHOW_ANSWERS_MAX {
+        match runtime.block_on(async { timeout(SHOW_TIMEOUT, answers.recv()).await }) {
+            Ok(Some(Answer::Checkpoints { rows, more })) if rows.len() <= ROWS_MAX => {
+                all.extend(rows.into_iter().map(clean_row));
+                if !more {
+                    return Ok(all);
+                }
+            }
+            Ok(Some(Answer::Refused { kind, reason })) => {
+                return Err(Problem::new(kind, clean_text(reason)));
+            }
+            Ok(Some(Answer::Checkpoints { .. } | Answer::Synced { .. })) | Err(_) => return Err(no_answer()),
+            Ok(None) => return Err(not_connected()),
+        }
+    }
+    Err(too_many_rows(all.len()))
+}
+
 /// A row as it may be shown: it comes from another machine.
 fn clean_row(row: ShowRow) -> ShowRow {
     ShowRow {
@@ -252,5 +261,49 @@ fn wait(
             Err(_) if progress.is_canceled() => return Err(canceled().into()),
             Err(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> ShowRow {
+        ShowRow {
+            checkpoint: "20261121203456".into(),
+            agent: "web1".into(),
+            disk: "disk0".into(),
+            device: "sda".into(),
+            time: "2026-11-21T20:34:56Z".into(),
+            consistency: "crash".into(),
+            size_bytes: 4096,
+            delta_bytes: 512,
+            stored_bytes: 100,
+            parent: None,
+            freeze_ms: 7,
+            unreadable_blocks: 0,
+            note: String::new(),
+            boot: None,
+            boot_time: None,
+        }
+    }
+
+    #[test]
+    fn a_dispatcher_that_answers_without_end_is_not_listened_to_for_ever() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let shown = |answers: usize, rows: usize| {
+            let (sender, receiver) = mpsc::channel(200);
+            for n in 1..=answers {
+                let rows = if n == answers { Vec::new() } else { vec![row(); rows] };
+                sender.try_send(Answer::Checkpoints { rows, more: n < answers }).unwrap();
+            }
+            drop(sender);
+            shown(runtime.handle(), receiver).map(|rows| rows.len()).map_err(|problem| problem.kind)
+        };
+        assert_eq!(shown(1, 0), Ok(0));
+        assert_eq!(shown(79, 256), Ok(78 * 256), "fewer than may be shown");
+        assert_eq!(shown(150, 256), Err(ProblemKind::InvalidArgument));
+        assert_eq!(shown(150, 0), Err(ProblemKind::InvalidArgument));
+        assert_eq!(shown(2, 257), Err(ProblemKind::Failed), "more than one answer may hold");
     }
 }

@@ -99,6 +99,8 @@ impl FetchError {
     pub fn kind(&self) -> Option<ProblemKind> {
         match self {
             Self::Refused { kind, .. } => Some(*kind),
+            // It has too many connections, or one that ended is still held for alive.
+            Self::Connect(ConnectError::Refused { status: 503, .. }) => Some(ProblemKind::Busy),
             Self::Connect(ConnectError::Refused { .. } | ConnectError::Fingerprint { .. }) => {
                 Some(ProblemKind::AccessDenied)
             }
@@ -167,6 +169,7 @@ pub fn fetch(
     let agent = agent.unwrap_or_else(|| dial.key.agent.clone());
     let mut wanted = Fetch { agent, disk, checkpoint, partition, resumes: false };
     let mut meter = Meter::new(progress, 0);
+    let mut backoff = Backoff::default();
     let (mut line, begun) = begin(dial, &wanted, runtime, &mut meter)?;
     let Begun { mut checkpoint, part, verify_bytes } = begun;
     // From here on nothing newer is meant.
@@ -182,7 +185,7 @@ pub fn fetch(
             Err(cut) if cut.may_pass() && transfer.progressed().elapsed() < patience => {
                 warn!("a fetch was interrupted and goes on: {cut}");
                 wanted.resumes = transfer.is_verified();
-                match reconnect(dial, &wanted, runtime, &mut transfer, patience) {
+                match reconnect(dial, &wanted, runtime, &mut transfer, patience, &mut backoff) {
                     Ok(again) => line = again,
                     Err(error) => break Err(error),
                 }
@@ -235,8 +238,8 @@ fn reconnect(
     runtime: &Handle,
     transfer: &mut Transfer<'_, '_>,
     patience: Duration,
+    backoff: &mut Backoff,
 ) -> Result<Line, FetchError> {
-    let mut backoff = Backoff::default();
     loop {
         wait(runtime, transfer.meter(), backoff.wait())?;
         backoff.begin();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use blxrep_dbus::problem::{Problem, ProblemKind};
 use blxrep_dbus::words::{JobResult, JobType};
-use blxrep_dbus::{JOBS_MAX, PATH_MANAGER, job_path};
+use blxrep_dbus::{JOBS_MAX, PATH_MANAGER, STARTED_BY_AGENT_UID, job_path};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -150,12 +150,15 @@ impl Jobs {
         Ok(())
     }
 
-    /// Asks all jobs to end, lets none begin, and waits for them, but not for ever.
+    /// Asks the jobs to end, lets none begin, and waits for them, but not for ever. What an agent began is not canceled: that
+    /// would be the end of it there. The role cuts its connection, and the agent goes on when the daemon is back.
     pub(super) async fn stop(&self) {
         let all_ended = async {
             let mut state = self.state.lock().await;
             state.stopping = true;
-            state.running.values().for_each(|running| running.job.progress.cancel());
+            let all = state.running.values().map(|running| &running.job);
+            all.filter(|job| job.started_by_uid != STARTED_BY_AGENT_UID)
+                .for_each(|job| job.progress.cancel());
             drop(state);
             let _all = self.slots.acquire_many(u32::try_from(JOBS_MAX).unwrap_or(u32::MAX)).await;
             // A slot is given back just before the end is told.

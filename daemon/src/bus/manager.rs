@@ -19,14 +19,13 @@ use super::access::Access;
 use super::control::{About, By, Control, Details, Planned, RestoreRequest, ServeRequest, Which};
 use super::jobs::Jobs;
 use super::options::{Options, boot_test, file, name, target, wanted, which};
+use super::outcome::{SHOW_ROWS_MAX, too_many_rows};
 use crate::dispatcher::scrub::ScrubStatus;
 use crate::restore::{ShowRow, VerifyRequest};
 use crate::status::AgentStatus;
 
 /// Calls that are carried out at once; more wait.
 const CALLS_MAX: usize = 8;
-/// The most checkpoints in one answer: a bus takes no message without end (32 MiB by dbus-daemon's default).
-const ROWS_MAX: usize = 20_000;
 
 type RawOptions = HashMap<String, OwnedVariant>;
 
@@ -150,10 +149,8 @@ impl Manager {
         let call = Call { connection, header: &header };
         self.admit(&call, ACTION_INSPECT, &about(&which, "", "")).await?;
         let rows = self.ask(move |control| control.show(&which, start, end)).await?;
-        if rows.len() > ROWS_MAX {
-            let text =
-                format!("{} checkpoints are too many for one answer: give start, end or disk", rows.len());
-            return Err(Problem::new(ProblemKind::InvalidArgument, text));
+        if rows.len() > SHOW_ROWS_MAX {
+            return Err(too_many_rows(rows.len()));
         }
         Ok(rows.into_iter().map(row_details).collect())
     }

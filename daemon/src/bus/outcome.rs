@@ -14,8 +14,16 @@ use crate::restore::{DiskReport, DiskSummary, RestoreError, RestoreReport};
 use crate::status::{DiskState, DiskStatus};
 use crate::store::Damage;
 
+/// The most checkpoints in one answer: a bus takes no message without end (32 MiB by dbus-daemon's default).
+pub(crate) const SHOW_ROWS_MAX: usize = 20_000;
 /// The most lines of damage in one answer: a bus takes no message without end.
 const DAMAGE_MAX: usize = 1000;
+
+/// That an answer would be of more than [`SHOW_ROWS_MAX`] checkpoints.
+pub(crate) fn too_many_rows(count: usize) -> Problem {
+    let text = format!("{count} checkpoints are too many for one answer: give start, end or disk");
+    Problem::new(ProblemKind::InvalidArgument, text)
+}
 
 /// One value of [`Details`].
 pub(crate) fn value<'a>(value: impl Into<Variant<'a>>) -> OwnedVariant {

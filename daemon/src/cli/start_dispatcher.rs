@@ -95,7 +95,7 @@ async fn serve(
         data_dir: config.data_dir.clone(),
         acceptor: identity.acceptor()?,
         shows: Semaphore::new(SHOWS_MAX),
-        fetches: Arc::new(Fetches::new(begun)),
+        fetches: Arc::new(Fetches::new(config.data_dir.clone(), config.agents_file.clone(), begun)),
     });
     info!("the dispatcher listens on {address}");
     let scrub = Arc::new(Scrub::open(house.files.clone(), config.data_dir.join(scrub::FILE), config.scrub));

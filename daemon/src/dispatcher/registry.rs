@@ -23,6 +23,7 @@ use crate::status::{CheckpointAdded, DiskStatus, SharedDisk};
 use crate::store::catalogue::{AgentEntry, Catalogue};
 use crate::store::files::Files;
 use crate::watchdog::Watchdog;
+use crate::wire::key::KeyHash;
 use crate::wire::message::{ConfigDown, DiskOffer, clean_text};
 
 /// The most disks one agent may offer.
@@ -60,6 +61,8 @@ pub struct Peer {
 }
 
 struct Session {
+    /// The key it was begun with.
+    key: KeyHash,
     token: [u8; 16],
     orders: mpsc::Sender<ConfigDown>,
     disks: HashMap<DiskId, DiskOffer>,
@@ -184,7 +187,7 @@ impl Registry {
     }
 
     /// Takes an agent's place; `None` if it is taken already.
-    pub fn enter(self: &Arc<Self>, agent: &AgentId, token: [u8; 16]) -> Option<Place> {
+    pub fn enter(self: &Arc<Self>, agent: &AgentId, key: KeyHash, token: [u8; 16]) -> Option<Place> {
         let mut state = self.state();
         if state.sessions.contains_key(agent) {
             return None;
@@ -192,7 +195,7 @@ impl Registry {
         let (orders_tx, orders) = mpsc::channel(2 * DISKS_MAX);
         let (cut_tx, cut) = watch::channel(false);
         let (disks, replaced) = (HashMap::new(), HashMap::new());
-        let session = Session { token, orders: orders_tx, disks, replaced, peer: None, cut: cut_tx };
+        let session = Session { key, token, orders: orders_tx, disks, replaced, peer: None, cut: cut_tx };
         state.sessions.insert(agent.clone(), session);
         Some(Place { registry: self.clone(), agent: agent.clone(), token, cut, orders })
     }
@@ -312,9 +315,9 @@ impl Registry {
         self.state().sessions.iter().filter_map(welcome).collect()
     }
 
-    /// The agents that hold a place, welcome or not.
-    pub fn present(&self) -> Vec<AgentId> {
-        self.state().sessions.keys().cloned().collect()
+    /// The agents that hold a place, welcome or not, and the keys they were let in with.
+    pub fn present(&self) -> Vec<(AgentId, KeyHash)> {
+        self.state().sessions.iter().map(|(agent, session)| (agent.clone(), session.key)).collect()
     }
 
     /// Notes that a machine was refused under an agent's name; gives whether that is news.
@@ -399,7 +402,7 @@ impl Registry {
     /// Ends every session and every disk's thread, everything received made durable. Blocks: not for async threads.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
-        for agent in self.present() {
+        for (agent, _) in self.present() {
             self.cut(&agent);
         }
         let disks: Vec<DiskHandle> =

@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::config_link;
 use super::disk::Input;
-use super::fetch::Fetches;
+use super::fetch::{self, Fetches};
 use super::registry::{Admitted, Place, Registry};
 use crate::ids::{AgentId, DiskId};
 use crate::wire::Endpoint;
@@ -32,7 +32,7 @@ const AGENTS_CHECK: Duration = Duration::from_secs(2);
 pub struct Server {
     /// Who is connected.
     pub registry: Arc<Registry>,
-    /// The data directory, for reading checkpoints.
+    /// The data directory, for showing checkpoints.
     pub data_dir: PathBuf,
     /// TLS.
     pub acceptor: TlsAcceptor,
@@ -45,11 +45,11 @@ pub struct Server {
 enum Entry {
     Config(Place),
     Disk(Box<Admitted>, u64),
-    Restore(AgentId),
+    Restore(fetch::Place),
 }
 
 impl Server {
-    /// Accepts connections until `stop` turns true.
+    /// Accepts connections until `stop` turns true; restores to agents are cut off then.
     ///
     /// # Errors
     /// When the listener itself fails.
@@ -64,7 +64,10 @@ impl Server {
             let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = turned(&mut stop) => return Ok(()),
+                () = turned(&mut stop) => {
+                    self.fetches.cut_all();
+                    return Ok(());
+                }
             };
             match accepted {
                 Ok((tcp, peer)) => {
@@ -99,7 +102,7 @@ impl Server {
         match entry {
             Entry::Config(place) => config_link::serve(&self, socket, place, peer).await,
             Entry::Disk(admitted, link) => disk(socket, endpoint, *admitted, link, peer).await,
-            Entry::Restore(agent) => self.fetches.serve(socket, self.data_dir.clone(), agent, agents).await,
+            Entry::Restore(place) => fetch::serve(socket, place).await,
         }
     }
 
@@ -112,7 +115,7 @@ impl Server {
         let agent = upgrade.header(header::AGENT).unwrap_or_default().parse::<AgentId>();
         let agent = agent.map_err(|e| refuse(400, e.to_string()))?;
         let secret = upgrade.bearer().and_then(Secret::from_hex);
-        if !secret.is_some_and(|secret| agents.accepts(&agent, &secret)) {
+        let Some(key) = secret.and_then(|secret| agents.accept(&agent, &secret)) else {
             // Which of the two it is, is nobody's business but the dispatcher's operator's.
             let known = agents.contains(&agent);
             let why = if known { "its secret is wrong" } else { "it is not in the agents file" };
@@ -121,10 +124,10 @@ impl Server {
                 "agent {agent} is not enrolled with this key: run 'blxrep enroll {agent}' on the dispatcher"
             );
             return Err(Refusal { status: 401, reason });
-        }
+        };
         if upgrade.endpoint == Endpoint::Config {
             let token = random_token().map_err(|e| refuse(500, e.to_string()))?;
-            let place = self.registry.enter(&agent, token);
+            let place = self.registry.enter(&agent, key, token);
             let taken = || {
                 let why =
                     "is connected already: do two machines have its key? Enroll each under a name of its own";
@@ -133,7 +136,8 @@ impl Server {
             return place.map(Entry::Config).ok_or_else(taken);
         }
         if upgrade.endpoint == Endpoint::Restore {
-            return Ok(Entry::Restore(agent));
+            let place = self.fetches.enter(&agent, key);
+            return place.map(Entry::Restore).map_err(|reason| refuse(503, reason));
         }
         let token = upgrade.header(header::SESSION).and_then(unhex::<16>).unwrap_or_default();
         let disk = upgrade.header(header::DISK).unwrap_or_default().parse::<DiskId>();
@@ -177,8 +181,8 @@ async fn watch_agents(server: Arc<Server>, mut stop: watch::Receiver<bool>) {
         }
         let path = registry.agents_file.clone();
         let Ok(Ok(agents)) = spawn_blocking(move || Agents::load(&path)).await else { continue };
-        for agent in registry.present().into_iter().filter(|agent| !agents.contains(agent)) {
-            warn!(AGENT = %agent, "agent {agent} is not in the agents file any more: cut off");
+        for (agent, _) in registry.present().into_iter().filter(|(agent, key)| !agents.has(agent, *key)) {
+            warn!(AGENT = %agent, "agent {agent}'s key is not in the agents file any more: cut off");
             registry.cut(&agent);
         }
         server.fetches.cut_unless_allowed(&agents);

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Socket, Type};
 use tracing::{debug, warn};
@@ -48,15 +49,40 @@ impl Listener {
     /// The next client; `None` if there is none for a while.
     fn next(&self) -> io::Result<Option<Socket>> {
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::try_from(POLL).unwrap_or(PollTimeout::ZERO))?;
-        match self.0.accept() {
+        let polled = poll(&mut fds, PollTimeout::try_from(POLL).unwrap_or(PollTimeout::ZERO));
+        match polled.map_err(io::Error::from).and_then(|_| self.0.accept()) {
             Ok((client, _)) => Ok(Some(client)),
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {
-                Ok(None)
-            }
+            Err(e) if is_of_no_account(&e) => Ok(None),
             Err(e) => Err(e),
         }
     }
+}
+
+/// Whether it only means that there is no client now: a signal came, or a client that was about to be accepted is gone. Of
+/// that accept(2) tells as an error of the client's network.
+fn is_of_no_account(error: &io::Error) -> bool {
+    use nix::errno::Errno::*;
+    matches!(
+        Errno::from_raw(error.raw_os_error().unwrap_or_default()),
+        EAGAIN
+            | EINTR
+            | ECONNABORTED
+            | ENETDOWN
+            | EPROTO
+            | ENOPROTOOPT
+            | EHOSTDOWN
+            | ENONET
+            | EHOSTUNREACH
+            | EOPNOTSUPP
+            | ENETUNREACH
+            | EPERM
+    )
+}
+
+/// Whether descriptors or memory are short, which may be over in a moment.
+fn is_short(error: &io::Error) -> bool {
+    use nix::errno::Errno::*;
+    matches!(Errno::from_raw(error.raw_os_error().unwrap_or_default()), EMFILE | ENFILE | ENOBUFS | ENOMEM)
 }
 
 /// The clients there are, so that they can be made to end.
@@ -84,8 +110,7 @@ pub fn serve(listener: &Listener, image: &Image, is_canceled: &dyn Fn() -> bool)
             let socket = match listener.next() {
                 Ok(Some(socket)) => socket,
                 Ok(None) => continue,
-                // Descriptors may be short for a moment.
-                Err(e) if e.raw_os_error().is_some_and(|e| [libc::EMFILE, libc::ENFILE].contains(&e)) => {
+                Err(e) if is_short(&e) => {
                     warn!("an NBD client has to wait: {e}");
                     thread::sleep(POLL);
                     continue;
@@ -95,12 +120,13 @@ pub fn serve(listener: &Listener, image: &Image, is_canceled: &dyn Fn() -> bool)
             number += 1;
             let clients = &clients;
             match admit(clients, number, &socket) {
-                Ok(true) => drop(scope.spawn(move || {
-                    if let Err(e) = attend(&socket, image) {
-                        debug!("an NBD client was disconnected: {e}");
+                Ok(true) => {
+                    let attend = move || attend(&socket, image, clients, number);
+                    if let Err(e) = thread::Builder::new().spawn_scoped(scope, attend) {
+                        clients.with(|all| all.remove(&number));
+                        warn!("an NBD client was not let in: no thread for it: {e}");
                     }
-                    clients.with(|all| all.remove(&number));
-                })),
+                }
                 Ok(false) => warn!("an NBD client was not let in: {CLIENTS_MAX} are connected"),
                 Err(e) => debug!("an NBD client was not let in: {e}"),
             }
@@ -145,7 +171,28 @@ impl Write for Buffered<'_> {
     }
 }
 
-fn attend(socket: &Socket, image: &Image) -> Result<(), super::connection::ClientError> {
+fn attend(socket: &Socket, image: &Image, clients: &Clients, number: u64) {
     let agreed = |stream: &Buffered<'_>| stream.0.get_ref().set_read_timeout(None);
-    talk(&mut Buffered(BufReader::new(socket)), image, agreed)
+    if let Err(e) = talk(&mut Buffered(BufReader::new(socket)), image, agreed) {
+        debug!("an NBD client was disconnected: {e}");
+    }
+    clients.with(|all| all.remove(&number));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_does_not_come_ends_no_export() {
+        let is = |judge: fn(&io::Error) -> bool, errno: i32| judge(&io::Error::from_raw_os_error(errno));
+        for errno in [libc::EINTR, libc::EAGAIN, libc::ECONNABORTED, libc::EPROTO, libc::EHOSTUNREACH] {
+            assert!(is(is_of_no_account, errno) && !is(is_short, errno), "{errno}");
+        }
+        assert!(is(is_short, libc::EMFILE) && !is(is_of_no_account, libc::EMFILE));
+        for errno in [libc::EBADF, libc::EINVAL, libc::ENOTSOCK] {
+            assert!(!is(is_of_no_account, errno) && !is(is_short, errno), "{errno}");
+        }
+        assert!(!is_of_no_account(&io::ErrorKind::Other.into()));
+    }
 }

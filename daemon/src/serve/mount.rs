@@ -17,6 +17,7 @@ use fuser::{
     LockOwner, MountOption, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
     ReplyEntry, ReplyOpen, Request, Session, SessionACL,
 };
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::stat::{SFlag, fstat, major, minor};
 
@@ -89,6 +90,11 @@ impl Mount {
             && (major(stat.st_rdev), minor(stat.st_rdev)) == FUSE_DEVICE;
         if !is_fuse {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no open /dev/fuse"));
+        }
+        // The threads would not sleep while there is no question.
+        if OFlag::from_bits_truncate(fcntl(fuse.as_fd(), FcntlArg::F_GETFL)?).contains(OFlag::O_NONBLOCK) {
+            let text = "this /dev/fuse was opened with O_NONBLOCK: open it without";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         // What has a mount has a first question.
         let mut fds = [PollFd::new(fuse.as_fd(), PollFlags::POLLIN)];
@@ -272,5 +278,30 @@ impl Filesystem for Files {
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         reply.ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use super::*;
+    use crate::restore::tests::laid_open;
+
+    #[test]
+    fn a_descriptor_that_cannot_be_served_is_refused() {
+        let refused = |fd: OwnedFd| {
+            let (_dir, opened, _) = laid_open(0);
+            let error = Mount::of(fd, Image::read_only(opened)).err().unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            error.to_string()
+        };
+        let fuse = |flags| {
+            File::options().read(true).write(true).custom_flags(flags).open("/dev/fuse").unwrap().into()
+        };
+        assert!(refused(tempfile::tempfile().unwrap().into()).contains("no open /dev/fuse"));
+        assert!(refused(fuse(0)).contains("not mounted"));
+        assert!(refused(fuse(libc::O_NONBLOCK)).contains("O_NONBLOCK"));
     }
 }

@@ -182,9 +182,13 @@ impl Fetchable {
     }
 }
 
+/// Which key an agent has proven to hold, as the agents file names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyHash([u8; 32]);
+
 #[derive(Debug, Clone)]
 struct Known {
-    hash: [u8; 32],
+    hash: KeyHash,
     fetchable: Fetchable,
 }
 
@@ -228,7 +232,7 @@ impl Agents {
             let agent = words.next().and_then(|word| word.parse().ok()).ok_or(number)?;
             let hash = words.next().and_then(|word| unhex(word.strip_prefix("blake3:")?)).ok_or(number)?;
             let fetchable = Fetchable::from_words(words).ok_or(number)?;
-            agents.insert(agent, Known { hash, fetchable });
+            agents.insert(agent, Known { hash: KeyHash(hash), fetchable });
         }
         Ok(Self(agents))
     }
@@ -243,11 +247,16 @@ impl Agents {
         self.0.contains_key(agent)
     }
 
-    /// Whether this is the agent's secret. Takes the same time for a wrong secret and an unknown agent.
-    pub fn accepts(&self, agent: &AgentId, secret: &Secret) -> bool {
+    /// The agent's key, if this is its secret. Takes the same time for a wrong secret and an unknown agent.
+    pub fn accept(&self, agent: &AgentId, secret: &Secret) -> Option<KeyHash> {
         let given = hash_secret(secret);
-        let expected = self.0.get(agent).map_or([0; 32], |known| known.hash);
-        bool::from(given.ct_eq(&expected)) && self.contains(agent)
+        let expected = self.0.get(agent).map_or([0; 32], |known| known.hash.0);
+        (bool::from(given.ct_eq(&expected)) && self.contains(agent)).then_some(KeyHash(given))
+    }
+
+    /// Whether this key is still the agent's.
+    pub fn has(&self, agent: &AgentId, key: KeyHash) -> bool {
+        self.0.get(agent).is_some_and(|known| known.hash == key)
     }
 
     /// Whether an agent may fetch the checkpoints of `of`.
@@ -364,13 +373,16 @@ mod tests {
         enroll(&file, &ten, &Fetchable::Nothing).unwrap();
         assert!(matches!(enroll(&file, &one, &Fetchable::Nothing), Err(KeyError::Enrolled { .. })));
         let agents = Agents::load(&file).unwrap();
-        assert!(agents.accepts(&one.agent, &one.secret) && agents.accepts(&ten.agent, &ten.secret));
+        let accepts = |agent, secret| agents.accept(agent, secret).is_some();
+        assert!(accepts(&one.agent, &one.secret) && accepts(&ten.agent, &ten.secret));
         let other = "agent2".parse().unwrap();
         assert!(agents.may_fetch(&one.agent, &one.agent) && agents.may_fetch(&one.agent, &ten.agent));
         assert!(!agents.may_fetch(&one.agent, &other) && !agents.may_fetch(&other, &other));
         assert!(!agents.may_fetch(&ten.agent, &ten.agent) && !agents.may_fetch(&ten.agent, &one.agent));
-        assert!(!agents.accepts(&one.agent, &ten.secret));
-        assert!(!agents.accepts(&"agent2".parse().unwrap(), &one.secret));
+        assert!(!accepts(&one.agent, &ten.secret));
+        assert!(!accepts(&"agent2".parse().unwrap(), &one.secret));
+        let key = agents.accept(&one.agent, &one.secret).unwrap();
+        assert!(agents.has(&one.agent, key) && !agents.has(&ten.agent, key) && !agents.has(&other, key));
         assert!(!fs::read_to_string(&file).unwrap().contains(&one.secret.to_hex()), "only a hash is kept");
         assert!(!format!("{one:?}").contains(&one.secret.to_hex()), "a secret is never printed");
     }

@@ -303,6 +303,20 @@ fn a_fetch_that_was_cut_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_fetch_of_which_nothing_comes_is_given_up_after_fewer_and_fewer_tries() {
+    // Cut in the middle of the verifying, and behind it. The last connection is good, and is never tried.
+    for frames in [2, 4] {
+        let lab = Lab::new();
+        let mut connections = vec![but(|f| f.truncate(frames)); 7];
+        connections.push(good());
+        lab.serve_each(connections, Then::Close);
+        let request = FetchRequest { patience: Duration::from_secs(4), ..request(Output::Path(lab.path())) };
+        let error = lab.fetch(request, GO_ON).unwrap_err();
+        assert!(matches!(error, FetchError::Cut { .. }) && !lab.path().exists(), "{frames}: {error}");
+    }
+}
+
+#[test]
 fn a_dispatcher_that_lies_leaves_nothing() {
     let lab = Lab::new();
     let turn = "out of turn";

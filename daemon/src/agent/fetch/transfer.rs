@@ -150,8 +150,10 @@ impl<'a, 'p> Transfer<'a, 'p> {
                             "the dispatcher named blocks that are not on the disk",
                         ));
                     }
-                    self.unreadable = Some(unreadable.into_iter().collect());
-                    info!("the dispatcher has verified what the checkpoint rests on");
+                    if self.unreadable.replace(unreadable.into_iter().collect()).is_none() {
+                        self.progressed = Instant::now();
+                        info!("the dispatcher has verified what the checkpoint rests on");
+                    }
                     return self.verified(self.verify_bytes);
                 }
                 Frame::Data { .. } => {
@@ -162,9 +164,11 @@ impl<'a, 'p> Transfer<'a, 'p> {
         }
     }
 
-    /// Where it is verified once more after a cut, nothing is counted twice.
+    /// Where it is verified once more after a cut, nothing is counted twice, and nothing has come of it.
     fn verified(&mut self, done_bytes: u64) -> Result<(), FetchError> {
-        self.progressed = Instant::now();
+        if done_bytes > self.verified_bytes {
+            self.progressed = Instant::now();
+        }
         self.meter.tick(done_bytes.saturating_sub(self.verified_bytes))?;
         self.verified_bytes = self.verified_bytes.max(done_bytes);
         Ok(())

@@ -3,7 +3,8 @@
 use std::sync::mpsc;
 use std::thread::sleep;
 
-use blxrep_dbus::JOBS_MAX;
+use blxrep_dbus::words::JobType;
+use blxrep_dbus::{JOBS_MAX, STARTED_BY_AGENT_UID};
 
 use super::*;
 
@@ -202,6 +203,32 @@ async fn the_end_of_the_daemon_cancels_jobs_waits_for_them_and_lets_none_begin()
         assert_eq!(signals.removed().await.result, "canceled");
     }
     assert_eq!(kind(manager.sync("web1", none()).await), ProblemKind::Failed);
+}
+
+#[tokio::test]
+async fn the_end_of_the_daemon_waits_for_what_an_agent_began_and_does_not_cancel_it() {
+    let world = World::start().await;
+    let (manager, mut signals) = (world.manager().await, world.signals().await);
+    let (go, wait) = mpsc::channel::<()>();
+    let work = move |progress: &Progress| {
+        wait.recv().map_err(|_| canceled())?;
+        if progress.is_canceled() { Err(canceled()) } else { Ok(Details::new()) }
+    };
+    let (jobs, planned) =
+        (world.daemon.jobs.clone(), Planned { about: About::default(), work: Box::new(work) });
+    let slot = jobs.slot().unwrap();
+    jobs.begin(slot, JobType::Restore, STARTED_BY_AGENT_UID, planned).await.unwrap();
+    let stopping = tokio::spawn(async move { jobs.stop().await });
+    // Jobs are asked to end before one is refused.
+    while manager.sync("web1", none()).await.is_ok() {}
+    assert!(!stopping.is_finished());
+    go.send(()).unwrap();
+    stopping.await.unwrap();
+    let mut removed = signals.removed().await;
+    while removed.id != 1 {
+        removed = signals.removed().await;
+    }
+    assert_eq!(removed.result, "done");
 }
 
 #[tokio::test]

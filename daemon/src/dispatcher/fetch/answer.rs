@@ -3,16 +3,20 @@
 //! Nothing of the target is overwritten for a checkpoint that turns out damaged, and damage that no single block's hash shows
 //! (a file of another life) is found as well. Every block is checked again as it is read.
 
-use std::path::PathBuf;
+use std::future::Future;
+use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use blxrep_dbus::problem::{Problem, ProblemKind};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tracing::warn;
 
-use super::Refusal;
+use super::{HEARS, Refusal};
 use crate::bitmap::{BlockSet, Extent};
 use crate::bus::control::{About, Details, Planned, Progress};
 use crate::hash::{BlockHash, group_digest};
@@ -26,12 +30,11 @@ use crate::wire::message::{
 
 /// How often the agent is told how far the verifying is.
 const TELL_EVERY: Duration = Duration::from_millis(500);
-/// How often the job looks how far it is.
+/// How often the job looks how far it is, and a wait for the agent whether it is to end.
 const POLL: Duration = Duration::from_millis(200);
 
 /// One fetch, on a thread of its own.
 pub(super) struct Answering {
-    data_dir: PathBuf,
     agent: AgentId,
     asked: mpsc::Receiver<RestoreUp>,
     out: mpsc::Sender<Vec<u8>>,
@@ -44,19 +47,9 @@ pub(super) struct Answering {
 }
 
 impl Answering {
-    pub(super) fn new(
-        data_dir: PathBuf,
-        agent: AgentId,
-        asked: mpsc::Receiver<RestoreUp>,
-        out: mpsc::Sender<Vec<u8>>,
-    ) -> Self {
+    pub(super) fn new(agent: AgentId, asked: mpsc::Receiver<RestoreUp>, out: mpsc::Sender<Vec<u8>>) -> Self {
         let (ended, end) = sync_channel(1);
-        Self { data_dir, agent, asked, out, progress: Arc::default(), ended, end: Some(end) }
-    }
-
-    /// Who fetches.
-    pub(super) fn agent(&self) -> &AgentId {
-        &self.agent
+        Self { agent, asked, out, progress: Arc::default(), ended, end: Some(end) }
     }
 
     /// Tells the agent and the job of the end.
@@ -71,23 +64,29 @@ impl Answering {
             warn!(AGENT = %agent, "a fetch ended early: {reason}{lines}");
             let (kind, reason, damage) = (*kind, clean_text(reason.as_str()), damage.clone());
             let last = RestoreDown::Refused { kind, reason, damage };
-            // An agent that is gone does not hear it.
-            let _ = out.blocking_send(encode_message(&last).unwrap_or_default());
+            // An agent that is gone, or reads nothing, does not hear it.
+            let told = out.send(encode_message(&last).unwrap_or_default());
+            let _ = Handle::current().block_on(async { timeout(HEARS, told).await });
         }
         // Nobody may look.
         let _ = ended.try_send(result.map_err(|refusal| Problem::new(refusal.kind, refusal.reason)));
     }
 
     /// Streams what is wanted; `begun` is told of the job once it is known what that is.
-    pub(super) fn stream(&mut self, wanted: &Fetch, begun: &mpsc::Sender<Planned>) -> Result<(), Refusal> {
+    pub(super) fn stream(
+        &mut self,
+        data_dir: &Path,
+        wanted: &Fetch,
+        begun: &mpsc::Sender<Planned>,
+    ) -> Result<(), Refusal> {
         let is_name =
             |name: &String| name.len() <= NAME_MAX_BYTES && name.bytes().all(|b| b.is_ascii_graphic());
         if !is_name(&wanted.checkpoint) || !wanted.disk.iter().all(is_name) {
             return Err(Refusal::new(ProblemKind::InvalidArgument, "this names no disk or no checkpoint"));
         }
-        let chosen = Chosen::find(&self.data_dir, &wanted.agent, wanted.disk.as_deref(), &wanted.checkpoint)?;
+        let chosen = Chosen::find(data_dir, &wanted.agent, wanted.disk.as_deref(), &wanted.checkpoint)?;
         let Some(checkpoint) = chosen.checkpoint().cloned() else {
-            let alive = &mut |_| self.go_on();
+            let alive = &mut |_| go_on(&self.out, &self.progress);
             return Err(RestoreError::Damaged(chosen.damage(alive)?).into());
         };
         let about = About {
@@ -118,8 +117,12 @@ impl Answering {
     fn answer(&mut self, part: &Part) -> Result<(), Refusal> {
         let groups = part.geometry().groups();
         let odd = || Refusal::new(ProblemKind::InvalidArgument, "this was asked for out of turn");
-        while let Some(message) = self.asked.blocking_recv() {
-            self.go_on()?;
+        while let Some(message) = wait(&self.out, &self.progress, self.asked.recv())? {
+            // It hangs up behind this, and may be gone already.
+            if message == RestoreUp::Done {
+                return Ok(());
+            }
+            go_on(&self.out, &self.progress)?;
             match message {
                 RestoreUp::WantDigests { first_group, count }
                     if count <= DIGESTS_MAX
@@ -138,10 +141,7 @@ impl Answering {
                 RestoreUp::Progress { done_bytes, total_bytes } => {
                     self.progress.report(done_bytes.min(total_bytes), total_bytes);
                 }
-                RestoreUp::Done => return Ok(()),
-                RestoreUp::Fetch(_) | RestoreUp::WantDigests { .. } | RestoreUp::WantGroup { .. } => {
-                    return Err(odd());
-                }
+                _ => return Err(odd()),
             }
         }
         Err(RestoreError::Canceled { hint: "" }.into())
@@ -179,7 +179,7 @@ impl Answering {
         let (mut done_bytes, mut told, mut told_at) = (0, 0, Instant::now());
         chosen.verified(&mut |bytes| {
             done_bytes += bytes;
-            self.go_on()?;
+            go_on(&self.out, &self.progress)?;
             // Where a commit came between it verifies once more: no more than all is told.
             if told_at.elapsed() < TELL_EVERY || done_bytes <= told || done_bytes > verify_bytes {
                 return Ok(());
@@ -193,15 +193,31 @@ impl Answering {
         self.send_frame(encode_message(message).unwrap_or_default())
     }
 
-    /// Fails if the agent is gone.
-    fn send_frame(&self, frame: Vec<u8>) -> Result<(), RestoreError> {
-        self.out.blocking_send(frame).map_err(|_| RestoreError::Canceled { hint: "" })
-    }
-
     /// Fails if the agent is gone, or a person here ended it.
-    fn go_on(&self) -> Result<(), RestoreError> {
-        let ends = self.out.is_closed() || self.progress.is_canceled();
-        if ends { Err(RestoreError::Canceled { hint: " on the dispatcher" }) } else { Ok(()) }
+    fn send_frame(&self, frame: Vec<u8>) -> Result<(), RestoreError> {
+        let sent = wait(&self.out, &self.progress, self.out.send(frame))?;
+        sent.map_err(|_| RestoreError::Canceled { hint: "" })
+    }
+}
+
+/// Fails if the agent is gone, or a person here ended it.
+fn go_on(out: &mpsc::Sender<Vec<u8>>, progress: &Progress) -> Result<(), RestoreError> {
+    let ends = out.is_closed() || progress.is_canceled();
+    if ends { Err(RestoreError::Canceled { hint: " on the dispatcher" }) } else { Ok(()) }
+}
+
+/// Waits for the agent, and looks several times a second whether to go on: it may say nothing, or read nothing.
+fn wait<T>(
+    out: &mpsc::Sender<Vec<u8>>,
+    progress: &Progress,
+    future: impl Future<Output = T>,
+) -> Result<T, RestoreError> {
+    let mut future = pin!(future);
+    loop {
+        if let Ok(done) = Handle::current().block_on(async { timeout(POLL, future.as_mut()).await }) {
+            return Ok(done);
+        }
+        go_on(out, progress)?;
     }
 }
 
@@ -244,8 +260,9 @@ mod tests {
         ] {
             let wanted = Fetch { agent: agent.clone(), disk, checkpoint, partition: None, resumes: false };
             let ((out, _outbound), (_inbox, asked)) = (mpsc::channel(1), mpsc::channel(1));
-            let mut answering = Answering::new("/nonexistent".into(), agent.clone(), asked, out);
-            let refusal = answering.stream(&wanted, &mpsc::channel(1).0).unwrap_err();
+            let mut answering = Answering::new(agent.clone(), asked, out);
+            let nowhere = Path::new("/nonexistent");
+            let refusal = answering.stream(nowhere, &wanted, &mpsc::channel(1).0).unwrap_err();
             assert_eq!(refusal.kind, ProblemKind::InvalidArgument, "{wanted:?}");
         }
     }
