@@ -227,6 +227,7 @@ fn a_restore_that_is_cut_three_times_finishes() {
 
 /// An agent on the bus with a disk of its own, that may restore what is another one's.
 fn start_new(lab: &Lab, new: &str, disk: &TestDisk, port: u16) -> Process {
+    lab.agents.borrow_mut().push(new.to_owned());
     let (addr, key, state) =
         (format!("127.0.0.1:{port}"), lab.path(&format!("{new}.key")), lab.path("state-new"));
     let mut args = vec!["start", "--mode", "agent", "--id", new, "--dispatcher-addr", &addr];

@@ -61,13 +61,31 @@ pub fn journal_ids(dir: &Dir, owner: &Paths) -> Result<Vec<CheckpointId>, StoreE
 /// # Errors
 /// Io. Damage is part of the answer.
 pub fn load(dir: &Dir, owner: &Paths) -> Result<Chain, StoreError> {
-    let mut chain = load_members(dir, owner)?;
+    load_with(dir, owner, |error| match error {
+        StoreError::Damaged(damage) => Ok(damage),
+        other => Err(other),
+    })
+}
+
+/// As [`load`], for who only reads: what the medium does not give back is damage as well.
+///
+/// # Errors
+/// Io.
+pub fn load_readable(dir: &Dir, owner: &Paths) -> Result<Chain, StoreError> {
+    load_with(dir, owner, StoreError::into_damage)
+}
+
+/// What of an error is damage.
+type AsDamage = fn(StoreError) -> Result<Damage, StoreError>;
+
+fn load_with(dir: &Dir, owner: &Paths, as_damage: AsDamage) -> Result<Chain, StoreError> {
+    let mut chain = load_members(dir, owner, as_damage)?;
     if chain.broken.is_none() {
         let orphans = orphans(dir, owner, &chain)?;
         if let Some(first) = orphans.first() {
             if dir.exists(&owner.bak(*first))? || dir.exists(&owner.sum(*first))? {
                 // Committed while this was reading.
-                return load_members(dir, owner);
+                return load_members(dir, owner, as_damage);
             }
             let lost = if chain.members.is_empty() { owner.sum(*first) } else { owner.bak(*first) };
             let damage = Damage::new(
@@ -95,7 +113,7 @@ fn orphans(dir: &Dir, owner: &Paths, chain: &Chain) -> Result<Vec<CheckpointId>,
     Ok(ids)
 }
 
-fn load_members(dir: &Dir, owner: &Paths) -> Result<Chain, StoreError> {
+fn load_members(dir: &Dir, owner: &Paths, as_damage: AsDamage) -> Result<Chain, StoreError> {
     let mut chain = Chain::default();
     // Deltas first: a base is there before the first of them, whatever is committed meanwhile.
     let deltas = ids_in(dir, &owner.incremental_dir(), "bak")?;
@@ -105,7 +123,8 @@ fn load_members(dir: &Dir, owner: &Paths) -> Result<Chain, StoreError> {
     while let Some((id, is_base)) = next {
         match member(dir, owner, id, is_base, chain.newest()) {
             Ok(member) => chain.members.push(member),
-            Err(StoreError::Damaged(damage)) => {
+            Err(error) => {
+                let damage = as_damage(error)?;
                 let mut lost: Vec<_> = std::iter::once(id).chain(all.map(|(id, _)| id)).collect();
                 // One whose delta is gone still has its journal.
                 lost.extend(journal_ids(dir, owner)?);
@@ -116,7 +135,6 @@ fn load_members(dir: &Dir, owner: &Paths) -> Result<Chain, StoreError> {
                 chain.broken = Some((damage, lost));
                 return Ok(chain);
             }
-            Err(e) => return Err(e),
         }
         next = all.next();
     }

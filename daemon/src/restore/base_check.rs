@@ -1,10 +1,12 @@
 //! Looks at the image of a base: block by block against the hashes beside it, and these against what was sealed.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::panic::resume_unwind;
 use std::thread;
 
 use super::RestoreError;
-use super::verify::{Tick, damaged};
+use super::verify::Tick;
 use crate::bitmap::{BlockSet, Extent};
 use crate::checkpoint::chain::Member;
 use crate::geometry::Geometry;
@@ -66,50 +68,59 @@ impl BaseCheck {
     /// Looks at the next `count` groups, as far as there are so many. `tick` hears of the bytes of the image.
     ///
     /// # Errors
-    /// Damaged if the hashes cannot be looked at; Io; what `tick` says.
+    /// Io; what `tick` says. What the medium does not give back is damage.
     pub(crate) fn groups(&mut self, count: u64, tick: Tick<'_>) -> Result<Vec<Damage>, RestoreError> {
-        let geometry = self.geometry;
-        let (mut bad_img, mut bad_sum) = (BlockSet::new(), BlockSet::new());
-        let end = self.next.saturating_add(count).min(geometry.groups());
+        let mut found = Found::default();
+        let end = self.next.saturating_add(count).min(self.geometry.groups());
         while self.next < end {
             let batch = self.next..end.min(self.next + BATCH_GROUPS);
-            let mut known = Vec::new();
-            for group in batch.clone() {
-                let record = sum::read_record(&self.sum, geometry, group)?;
-                self.hasher.update(&record);
-                let (first, count) = geometry.group_extent(group);
-                match sum::decode(geometry, group, &record) {
-                    Some(hashes) => known.push((group, hashes)),
-                    None => bad_sum.insert(Extent { first, count }),
+            let known = self.hashes(batch.clone(), &mut found)?;
+            match bad_blocks(&self.img, self.geometry, &known) {
+                Ok(bad) => found.bad_img.union(&bad),
+                // Each by itself: what the medium gives back is looked at.
+                Err(error) => {
+                    error.into_damage()?;
+                    for (group, hashes) in &known {
+                        bad_in_group(&self.img, self.geometry, *group, hashes, &mut found.bad_img)
+                            .or_else(|error| found.lose(error, extent(self.geometry, *group)))?;
+                    }
                 }
             }
-            bad_img.union(&bad_blocks(&self.img, geometry, &known)?);
             self.next = batch.end;
             for group in batch {
-                let (first, count) = geometry.group_extent(group);
-                tick(geometry.range(first, count).1)?;
+                let Extent { first, count } = extent(self.geometry, group);
+                tick(self.geometry.range(first, count).1)?;
             }
         }
-        let mut found = Vec::new();
-        if !bad_img.is_empty() {
-            found.push(damaged(&self.img, "blocks do not have their hash", &bad_img));
+        Ok(found.into_damage(&self.img, &self.sum))
+    }
+
+    /// The hashes of these groups, of those that have their digest.
+    fn hashes(
+        &mut self,
+        groups: Range<u64>,
+        found: &mut Found,
+    ) -> Result<Vec<(u64, Vec<BlockHash>)>, StoreError> {
+        let mut known = Vec::new();
+        for group in groups {
+            let record = sum::read_record(&self.sum, self.geometry, group);
+            let hashes = record.map(|record| {
+                self.hasher.update(&record);
+                sum::decode(self.geometry, group, &record)
+            });
+            self.sum_is_whole &= matches!(hashes, Ok(Some(_)));
+            match hashes {
+                Ok(Some(hashes)) => known.push((group, hashes)),
+                Ok(None) => found.bad_sum.insert(extent(self.geometry, group)),
+                Err(error) => found.lose(error, extent(self.geometry, group))?,
+            }
         }
-        if !bad_sum.is_empty() {
-            self.sum_is_whole = false;
-            found.push(damaged(&self.sum, "the hashes of groups do not have their digest", &bad_sum));
-        }
-        Ok(found)
+        Ok(known)
     }
 
     /// The group that is looked at next.
     pub(crate) fn next_group(&self) -> u64 {
         self.next
-    }
-
-    /// Leaves out a group that cannot be looked at.
-    pub(crate) fn skip(&mut self) {
-        self.next += 1;
-        self.sum_is_whole = false;
     }
 
     /// Whether all groups were looked at.
@@ -123,6 +134,40 @@ impl BaseCheck {
         (self.sum_is_whole && differ)
             .then(|| Damage::new(self.sum.name(), "its records are not those it was sealed with"))
     }
+}
+
+/// What is wrong with groups that were looked at.
+#[derive(Default)]
+struct Found {
+    bad_img: BlockSet,
+    bad_sum: BlockSet,
+    /// What the medium does not give back, by file and what it says.
+    lost: BTreeMap<(String, String), BlockSet>,
+}
+
+impl Found {
+    /// Takes what is damage of an error that kept these blocks from being looked at.
+    fn lose(&mut self, error: StoreError, blocks: Extent) -> Result<(), StoreError> {
+        let Damage { file, what, .. } = error.into_damage()?;
+        self.lost.entry((file, what)).or_default().insert(blocks);
+        Ok(())
+    }
+
+    fn into_damage(self, img: &Handle, sum: &Handle) -> Vec<Damage> {
+        let of = |file: &Handle, what: &str, blocks| ((file.name(), what.to_owned()), blocks);
+        let bad = [
+            of(img, "blocks do not have their hash", self.bad_img),
+            of(sum, "the hashes of groups do not have their digest", self.bad_sum),
+        ];
+        let all = self.lost.into_iter().chain(bad).filter(|(_, blocks)| !blocks.is_empty());
+        all.map(|((file, what), blocks)| Damage { file, what, blocks: blocks.extents(u64::MAX).collect() })
+            .collect()
+    }
+}
+
+fn extent(geometry: Geometry, group: u64) -> Extent {
+    let (first, count) = geometry.group_extent(group);
+    Extent { first, count }
 }
 
 /// The blocks of these groups that do not have their hash; a second thread looks at half of them.

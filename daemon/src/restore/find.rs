@@ -36,7 +36,7 @@ pub(super) fn disks(dir: &Dir, agent: &AgentId, disk: Option<&str>) -> Result<Ve
     let mut all = Vec::new();
     for id in chain::disks(dir, agent)? {
         let owner = Paths::new(agent.clone(), id);
-        let chain = chain::load(dir, &owner)?;
+        let chain = chain::load_readable(dir, &owner)?;
         all.push(Found { owner, chain });
     }
     if all.is_empty() {

@@ -145,6 +145,18 @@ impl fmt::Display for DamageList<'_> {
 }
 
 impl RestoreError {
+    /// The damage that it tells of, also of a medium that does not give something back.
+    ///
+    /// # Errors
+    /// Every other error.
+    pub(crate) fn into_damage(self) -> Result<Vec<Damage>, Self> {
+        match self {
+            Self::Damaged(damage) => Ok(damage),
+            Self::Store(error) => Ok(vec![error.into_damage()?]),
+            other => Err(other),
+        }
+    }
+
     /// What kind of error it is.
     pub fn kind(&self) -> ProblemKind {
         match self {

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::damage_tests;
 use super::tests::{GO_ON, Tree, tree};
 use super::*;
 use crate::ids::CheckpointId;
@@ -182,6 +184,40 @@ fn another_agents_damage_is_its_own() {
     let mut expected = [(owner().agent.to_string(), true), ("other".to_owned(), false)];
     expected.sort();
     assert_eq!(sound, expected.iter().map(|(agent, sound)| (agent.as_str(), *sound)).collect::<Vec<_>>());
+}
+
+/// A disk that dies does so file by file, and sector by sector.
+#[test]
+fn what_the_medium_does_not_give_back_is_damage_and_all_else_gets_its_verdict() {
+    let tree = damage_tests::tree();
+    let files = laid(&tree);
+    for bad in tree.keys() {
+        // At once, or behind a few reads.
+        for good in [0, 3] {
+            let (path, left) = (bad.clone(), AtomicUsize::new(good));
+            let fails = move |at: &Path, _: usize| match at == path && left.load(Ordering::Relaxed) == 0 {
+                true => Err(io::Error::from_raw_os_error(libc::EIO)),
+                false => {
+                    let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                        left.checked_sub(usize::from(at == path))
+                    });
+                    Ok(())
+                }
+            };
+            let dir = Dir::new(Arc::new(ReadFiles(files.arc(), Arc::new(fails))));
+            let reports = Verification::plan_in(dir, &all()).unwrap().run(GO_ON).unwrap();
+            let name = bad.display().to_string();
+            assert_eq!(reports.len(), 3, "{name}");
+            for report in reports {
+                let own = bad.iter().any(|part| part == report.owner.agent.as_str())
+                    && bad.iter().any(|part| part == report.owner.disk.as_str());
+                let damage: Vec<_> = report.damage().collect();
+                assert!(damage.iter().all(|damage| damage.file == name), "{name}: {damage:?}");
+                // A file that is read in few pieces may be through.
+                assert!(damage.is_empty() != own || good > 0 && damage.is_empty(), "{name}: {damage:?}");
+            }
+        }
+    }
 }
 
 #[test]

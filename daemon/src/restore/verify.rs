@@ -3,6 +3,8 @@
 //! All damage is listed, not only the first. What must never happen here: damage passed over because something
 //! before it was damaged too.
 
+use std::collections::BTreeMap;
+
 use super::RestoreError;
 use super::base_check::BaseCheck;
 use crate::bitmap::BlockSet;
@@ -89,7 +91,7 @@ pub fn verify_settled(
     if found.iter().all(Vec::is_empty) {
         return Ok(found);
     }
-    let again = chain::load(dir, owner)?;
+    let again = chain::load_readable(dir, owner)?;
     let moved = again.newest().map(|m| m.link) != chain.newest().map(|m| m.link);
     if moved { verify_each(dir, owner, &again, count, tick) } else { Ok(found) }
 }
@@ -157,7 +159,7 @@ pub fn verify_open_journal(dir: &Dir, owner: &Paths, chain: &Chain) -> Result<Ve
         Ok(v.damage)
     };
     let found = look(chain)?;
-    if found.is_empty() { Ok(found) } else { look(&chain::load(dir, owner)?) }
+    if found.is_empty() { Ok(found) } else { look(&chain::load_readable(dir, owner)?) }
 }
 
 /// The disk as of the last of the first `count` members.
@@ -183,11 +185,10 @@ impl Verifier<'_> {
     fn note<T, E: Into<RestoreError>>(&mut self, result: Result<T, E>) -> Result<Option<T>, RestoreError> {
         match result.map_err(Into::into) {
             Ok(value) => Ok(Some(value)),
-            Err(RestoreError::Damaged(damage)) => {
-                self.damage.extend(damage);
+            Err(error) => {
+                self.damage.extend(error.into_damage()?);
                 Ok(None)
             }
-            Err(e) => Err(e),
         }
     }
 
@@ -198,23 +199,28 @@ impl Verifier<'_> {
             left = left.saturating_sub(bytes);
             tick(bytes)
         });
-        tick(left)?;
         if let Ok(bak::Scan { sealed: Some((closing, seal)), map, .. }) = &scan
             && (closing, *seal) == (&member.header, member.link.seal)
         {
+            tick(left)?;
             return Ok(Some(map.blocks()));
         }
-        if let Err(e) = scan
-            && !matches!(e, RestoreError::Damaged(_))
-        {
-            return Err(e);
-        }
-        let blocks = self.bad_records(&file, member, tick)?;
-        self.damage.push(damaged(&file, "its content is not what it was sealed with", &blocks));
+        let what = match scan {
+            Err(RestoreError::Store(error)) => error.into_damage()?.what,
+            Err(error) if !matches!(error, RestoreError::Damaged(_)) => return Err(error),
+            _ => "its content is not what it was sealed with".to_owned(),
+        };
+        let blocks = self.bad_records(&file, member, &mut |bytes| {
+            let untold = bytes.min(left);
+            left -= untold;
+            tick(untold)
+        })?;
+        tick(left)?;
+        self.damage.push(damaged(&file, &what, &blocks));
         Ok(None)
     }
 
-    /// The blocks whose newest data lies in a record that is not whole.
+    /// The blocks whose newest data lies in a record that is not whole. `tick` hears of the bytes of those that are.
     fn bad_records(
         &mut self,
         file: &Handle,
@@ -225,13 +231,26 @@ impl Verifier<'_> {
         let mut bad = BlockSet::new();
         let index = bak::read_index(file, &member.header, 0);
         let Some(map) = self.note(index)? else { return Ok(bad) };
+        let mut by_record = BTreeMap::<u64, BlockSet>::new();
         for piece in map.pieces() {
-            tick(0)?;
-            match bak::read_run(file, geometry, piece.record) {
-                Ok(run) if run.unpack(geometry).is_ok() => {}
-                Ok(_) | Err(StoreError::Damaged(_)) => bad.insert(piece.extent),
-                Err(e) => return Err(e.into()),
+            by_record.entry(piece.record).or_default().insert(piece.extent);
+        }
+        for (record, blocks) in by_record {
+            let mut read_bytes = 0;
+            let sound = match bak::read_run(file, geometry, record) {
+                Ok(run) => {
+                    read_bytes = run.encoded_len() as u64;
+                    run.unpack(geometry).is_ok()
+                }
+                Err(error) => {
+                    error.into_damage()?;
+                    false
+                }
+            };
+            if !sound {
+                bad.union(&blocks);
             }
+            tick(read_bytes)?;
         }
         Ok(bad)
     }
@@ -267,6 +286,6 @@ impl Verifier<'_> {
     }
 }
 
-pub(super) fn damaged(file: &Handle, what: &str, blocks: &BlockSet) -> Damage {
+fn damaged(file: &Handle, what: &str, blocks: &BlockSet) -> Damage {
     Damage { file: file.name(), what: what.to_owned(), blocks: blocks.extents(u64::MAX).collect() }
 }

@@ -124,6 +124,23 @@ impl StoreError {
         Self::Damaged(Damage::new(file, what))
     }
 
+    /// Damage, or what the medium does not give back: that is as good as damaged, and no reason not to look at the rest.
+    ///
+    /// # Errors
+    /// Every other error.
+    pub fn into_damage(self) -> Result<Damage, Self> {
+        const MEDIUM: [i32; 4] = [libc::EIO, libc::ENODATA, libc::EUCLEAN, libc::EBADMSG];
+        match self {
+            Self::Damaged(damage) => Ok(damage),
+            Self::Io { what, file, source }
+                if source.raw_os_error().is_some_and(|errno| MEDIUM.contains(&errno)) =>
+            {
+                Ok(Damage::new(file, format!("the file system cannot {what} it: {source}")))
+            }
+            other => Err(other),
+        }
+    }
+
     /// Whether the state on disk is in doubt after this error of something that writes.
     pub fn poisons(&self) -> bool {
         !matches!(self, Self::Refused(_) | Self::Run(_))

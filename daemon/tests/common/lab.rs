@@ -180,7 +180,7 @@ pub struct Lab {
     pub dispatcher: Option<Process>,
     /// The address of the dispatcher's bus, if it is to have one.
     pub bus: Option<String>,
-    agents: RefCell<Vec<String>>,
+    pub agents: RefCell<Vec<String>>,
 }
 
 impl Lab {

@@ -1,7 +1,6 @@
 //! One pass: every disk, every checkpoint of it, every file of that.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -54,14 +53,10 @@ impl Scrub {
         }
         let mut total_bytes = 0;
         for owner in disks {
-            let chain = match chain::load(&self.dir, owner) {
-                Err(error) if medium(&error).is_some() => None,
-                loaded => Some(loaded?),
-            };
+            let chain = chain::load_readable(&self.dir, owner)?;
             // What breaks a chain at its first file is to be told, too.
-            total_bytes += u64::from(chain.as_ref().is_none_or(|chain| chain.broken.is_some()));
-            let members = chain.map(|chain| chain.members).unwrap_or_default();
-            total_bytes += verify_bytes(&self.dir, owner, &members)?;
+            total_bytes += u64::from(chain.broken.is_some());
+            total_bytes += verify_bytes(&self.dir, owner, &chain.members)?;
             self.wait(Duration::ZERO)?;
         }
         if total_bytes > 0 {
@@ -73,10 +68,7 @@ impl Scrub {
     }
 
     fn disk(&self, pace: Pace, owner: &Paths) -> Result<(), RestoreError> {
-        let chain = match chain::load(&self.dir, owner) {
-            Err(error) => return self.lost(owner, error),
-            Ok(chain) => chain,
-        };
+        let chain = chain::load_readable(&self.dir, owner)?;
         lock(&self.record).keep(owner, &chain.ids().into_iter().collect::<BTreeSet<_>>());
         for (i, member) in chain.members.iter().enumerate() {
             if self.has_before_it(owner, member.checkpoint.id) {
@@ -86,19 +78,10 @@ impl Scrub {
         if let Some((damage, lost)) = &chain.broken
             && let Some(id) = lost.first().filter(|id| self.has_before_it(owner, **id))
             // A commit, or a person, may have changed it meanwhile.
-            && chain::load(&self.dir, owner)?.broken == chain.broken
+            && chain::load_readable(&self.dir, owner)?.broken == chain.broken
         {
             self.all_of(owner, *id, damage);
         }
-        Ok(())
-    }
-
-    /// Notes that the medium does not give back a file without which nothing of a disk can be checked.
-    fn lost(&self, owner: &Paths, error: StoreError) -> Result<(), RestoreError> {
-        let id = |file: &str| Path::new(file).file_stem()?.to_str()?.parse().ok();
-        let found = medium(&error).and_then(|damage| Some((id(&damage.file)?, damage)));
-        let (id, damage) = found.ok_or(error)?;
-        self.all_of(owner, id, &damage);
         Ok(())
     }
 
@@ -121,10 +104,10 @@ impl Scrub {
             self.base(pace, owner, member, from_group)?;
         } else {
             let found = verify_delta(&self.dir, owner, member, &mut |bytes| self.tick(pace, bytes));
-            self.found(owner, member, damage_of(found)?)?;
+            self.found(owner, member, found?)?;
         }
         if at + 1 == chain.members.len() && chain.broken.is_none() {
-            let open = damage_of(verify_open_journal(&self.dir, owner, chain))?;
+            let open = verify_open_journal(&self.dir, owner, chain)?;
             self.found(owner, member, open)?;
         }
         self.came_to(None);
@@ -138,22 +121,19 @@ impl Scrub {
         let opened =
             BaseCheck::open(&self.dir, owner, member, from_group, &mut |bytes| self.wait(pace.rest(bytes)));
         match opened {
-            Err(error) => self.found(owner, member, damage_of(Err(error))?)?,
+            Err(error) => self.found(owner, member, error.into_damage()?)?,
             Ok((mut check, wrong_size)) => {
                 self.found(owner, member, wrong_size.into_iter().collect())?;
                 while !check.is_done() {
-                    let found = check.groups(1, &mut |bytes| self.tick(pace, bytes));
-                    if found.is_err() {
-                        check.skip();
-                    }
-                    self.found(owner, member, damage_of(found)?)?;
+                    let found = check.groups(1, &mut |bytes| self.tick(pace, bytes))?;
+                    self.found(owner, member, found)?;
                     self.came_to(Some(check.next_group()));
                     self.save_if_due();
                 }
                 self.found(owner, member, check.finish().into_iter().collect())?;
             }
         }
-        let journal = damage_of(verify_base_journal(&self.dir, owner, member))?;
+        let journal = verify_base_journal(&self.dir, owner, member)?;
         self.found(owner, member, journal)
     }
 
@@ -163,7 +143,7 @@ impl Scrub {
             return Ok(());
         }
         let id = member.checkpoint.id;
-        let now = chain::load(&self.dir, owner)?;
+        let now = chain::load_readable(&self.dir, owner)?;
         if now.members.iter().any(|m| m.link == member.link) {
             self.note(owner, id, &damage);
         } else if let Some((damage, _)) = now.broken.filter(|(_, lost)| lost.contains(&id)) {
@@ -178,26 +158,5 @@ impl Scrub {
             tell(owner, id, &news, false);
             self.save();
         }
-    }
-}
-
-/// What cannot be read for the medium's sake is as good as damaged, and no reason not to look at the rest.
-fn damage_of(found: Result<Vec<Damage>, RestoreError>) -> Result<Vec<Damage>, RestoreError> {
-    match found {
-        Err(RestoreError::Damaged(damage)) => Ok(damage),
-        Err(RestoreError::Store(error)) => medium(&error).map(|damage| vec![damage]).ok_or(error.into()),
-        other => other,
-    }
-}
-
-fn medium(error: &StoreError) -> Option<Damage> {
-    const ERRORS: [i32; 4] = [libc::EIO, libc::ENODATA, libc::EUCLEAN, libc::EBADMSG];
-    match error {
-        StoreError::Io { what, file, source }
-            if source.raw_os_error().is_some_and(|errno| ERRORS.contains(&errno)) =>
-        {
-            Some(Damage::new(file.as_str(), format!("the file system cannot {what} it: {source}")))
-        }
-        _ => None,
     }
 }
