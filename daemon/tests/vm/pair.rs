@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::guest::Guest;
 use super::janitor::Janitor;
-use super::lab::{BLXREP, run};
+use super::lab::{BLXREP, run, wait_for};
 use super::stage::install;
 
 /// The agent's disks as `/etc/disks` lists them.
@@ -164,7 +164,8 @@ impl Pair {
         self.boot_agent();
         let holds_a_part = format!("holds only a part of checkpoint {id}");
         let status = || self.agent.try_run("blxctl status").out;
-        assert!(status().contains(&holds_a_part), "{}", status());
+        // The agent may have been started before its disks were there.
+        wait_for("the agent to say what is half restored", 300, || status().contains(&holds_a_part));
         self.agent.run(&restore);
         assert!(!status().contains(&holds_a_part), "{}", status());
         self.agent.power_cut();
