@@ -60,8 +60,8 @@ pub(crate) enum Command {
     Restore {
         #[command(flatten)]
         which: Which,
-        /// A new file, or a block device that is not in use
-        target: PathBuf,
+        #[command(flatten)]
+        target: RestoreTarget,
         /// Only this partition of the disk, by its number
         #[arg(long, value_name = "NUMBER")]
         partition: Option<u32>,
@@ -270,8 +270,28 @@ pub(crate) struct Wait {
     pub(crate) no_wait: bool,
 }
 
+/// Where a restore goes.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct RestoreTarget {
+    /// A new file, or a block device that is not in use
+    target: Option<PathBuf>,
+    /// The same, as 'blxrep dispatcher restore' is told
+    #[arg(long, value_name = "TARGET")]
+    output: Option<PathBuf>,
+}
+
+impl RestoreTarget {
+    /// The one that was given.
+    pub(crate) fn path(self) -> PathBuf {
+        self.target.or(self.output).unwrap_or_default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use clap::CommandFactory;
 
     use super::*;
@@ -298,12 +318,16 @@ mod tests {
             parse("blxctl restore latest /dev/sdb --agent web1 --disk sda --role dispatcher --json").unwrap();
         assert_eq!((cli.role, cli.json), (Some(Role::Dispatcher), true));
         let Command::Restore { which, target, wait, .. } = cli.command else { unreachable!() };
+        let target = target.path();
         assert_eq!((which.agent.as_deref(), which.disk.as_deref()), (Some("web1"), Some("sda")));
         assert_eq!((which.checkpoint.as_str(), target, wait.no_wait), ("latest", "/dev/sdb".into(), false));
         let Command::Restore { which, .. } = parse("blxctl restore latest x.img").unwrap().command else {
             unreachable!()
         };
         assert_eq!(which.agent, None);
+        let named = parse("blxctl restore latest --output x.img").unwrap().command;
+        let Command::Restore { target, .. } = named else { unreachable!() };
+        assert_eq!(target.path(), Path::new("x.img"));
     }
 
     #[test]
@@ -320,6 +344,7 @@ mod tests {
         for line in [
             "blxctl",
             "blxctl restore latest",
+            "blxctl restore latest x.img --output y.img",
             "blxctl restore web1 latest x.img",
             "blxctl restore latest x.img --format vmdk",
             "blxctl status web1",

@@ -47,7 +47,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
                      --no-wait. Restore a partition as raw, and convert it with 'qemu-img convert -O qcow2'",
                 ));
             }
-            let ended = qcow2::restore(&daemon, which, &target, json).await?;
+            let ended = qcow2::restore(&daemon, which, &target.path(), json).await?;
             finish(&ended, None, json)
         }
         Command::Restore { which, target, partition, overwrite, format: Format::Raw, wait } => {
@@ -56,7 +56,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
             if let Some(overwrite) = overwrite {
                 options.insert("overwrite", target::absolute(&overwrite)?.1.into());
             }
-            restore(&daemon, which, target, options, &wait, json).await
+            restore(&daemon, which, target.path(), options, &wait, json).await
         }
         Command::Verify { which, start, .. } if start.boot => prove(&daemon, which, start, json).await,
         Command::Verify { which, wait, .. } => verify(&daemon, which, &wait, json).await,
